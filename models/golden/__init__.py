@@ -1,0 +1,13 @@
+"""Golden sets: questions about images with an answer and the range of answers that counts as right.
+
+>>> from models.golden import load_golden
+>>> golden = load_golden("easy-vqa")
+>>> golden.items[0].check("Triangle.")
+True
+"""
+
+from models.golden.load import builtin_names, load_golden
+from models.golden.rules import RULES, Rule, normalize
+from models.golden.sets import GoldenItem, GoldenSet, ImageRef
+
+__all__ = ["RULES", "GoldenItem", "GoldenSet", "ImageRef", "Rule", "builtin_names", "load_golden", "normalize"]

@@ -1,0 +1,237 @@
+"""Golden sets: the shipped one, the user's format and its errors, the acceptance rules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from models.golden import RULES, load_golden, normalize
+from models.golden.load import read_jsonl
+from models.support.errors import UsageError
+
+
+def write_set(folder: Path, *rows: dict[str, Any] | str) -> Path:
+    (folder / "images").mkdir(exist_ok=True)
+    Image.new("RGB", (20, 10), "red").save(folder / "images" / "a.png")
+    path = folder / "golden.jsonl"
+    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows), encoding="utf-8")
+    return path
+
+
+ROW = {"id": "1", "image": "images/a.png", "question": "colour?", "expected": "red"}
+
+
+class TestEasyVqa:
+    def test_is_the_whole_test_split(self) -> None:
+        import easy_vqa
+
+        golden = load_golden("easy-vqa")
+        assert len(golden.items) == 9673
+        assert len({i.image.path for i in golden.items}) == 1000
+        assert golden.categories == {"color": 1280, "shape": 1257, "yes_no": 7136}
+        texts, answers, images = easy_vqa.get_test_questions()
+        assert [(i.question, i.expected) for i in golden.items] == list(zip(texts, answers, strict=True))
+        assert [int(i.image.path.stem) for i in golden.items] == images
+        # no image of the training split can have slipped in
+        assert all("test" in i.image.path.parts for i in golden.items)
+
+    def test_item(self) -> None:
+        item = load_golden("easy-vqa").items[0]
+        assert (item.media_type, item.width, item.height, item.split) == ("image/png", 64, 64, "test")
+        assert item.image_bytes().startswith(b"\x89PNG")
+        assert item.check(" Triangle.\n")
+        assert not item.check("not a triangle")
+
+    def test_digest_is_stable_and_ignores_order(self) -> None:
+        golden = load_golden("easy-vqa")
+        assert golden.digest == "c9e441ccec772cabf85723e37975f193f55cbc74c8eee28d76ddf1d2f3b3e409"
+        turned = type(golden)(golden.name, golden.items[::-1])
+        assert turned.digest == golden.digest
+        assert type(golden)(golden.name, golden.items[1:]).digest != golden.digest
+
+    def test_sample_is_seeded_and_without_replacement(self) -> None:
+        golden = load_golden("easy-vqa")
+        first = [i.id for i in golden.sample(50, seed=3)]
+        assert first == [i.id for i in golden.sample(50, seed=3)] != [i.id for i in golden.sample(50, seed=4)]
+        assert len(set(first)) == 50
+        assert len(golden.sample(None)) == len(golden.sample(10**6)) == 9673
+        with pytest.raises(UsageError, match="limit"):
+            golden.sample(0)
+
+
+class TestUserSet:
+    def test_folder_and_file_give_the_same_set(self, tmp_path: Path) -> None:
+        row = {**ROW, "accept": {"rule": "set", "match": "all"}, "expected": ["red", "blue"], "tags": {"blur": "2"}}
+        path = write_set(tmp_path, ROW, "", "# a remark", {**row, "id": "2", "category": "c"})
+        by_folder, by_file = load_golden(tmp_path), load_golden(str(path))
+        assert by_folder.digest == by_file.digest
+        assert [i.id for i in by_file.items] == ["1", "2"]
+        assert (by_file.items[0].width, by_file.items[0].height) == (20, 10)
+        assert by_file.items[1].check("blue and red") and not by_file.items[1].check("blue")
+        assert by_file.categories == {"all": 1, "c": 1}
+        assert by_file.items[0].image is by_file.items[1].image
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ("{oops", "golden.jsonl:2: broken line, not JSON"),
+            ("[1]", "golden.jsonl:2: not a JSON object"),
+            ('{"id": "2"}', "golden.jsonl:2: missing image, question, expected"),
+            ({**ROW}, "golden.jsonl:2: the id is already used on line 1"),
+            ({**ROW, "id": "2", "image": "images/b.png"}, "golden.jsonl:2: there is no such image file"),
+            ({**ROW, "id": "2", "image": "golden.jsonl"}, "golden.jsonl:2: not a readable image"),
+            ({**ROW, "id": "2", "image": "../a.png"}, "must lie in the set's own folder"),
+            ({**ROW, "id": "2", "image": "/etc/hosts"}, "must lie in the set's own folder"),
+            ({**ROW, "id": ""}, "id must be a non-empty string"),
+            ({**ROW, "id": "2", "expcted": 1}, "unknown key"),
+            ({**ROW, "id": "2", "split": "dev"}, "unknown split"),
+            ({**ROW, "id": "2", "tags": {"a": 1}}, "tags must be an object of strings"),
+            ({**ROW, "id": "2", "accept": "exact"}, "accept must be an object with a rule"),
+            ({**ROW, "id": "2", "accept": {"rule": "close"}}, "unknown acceptance rule"),
+            ({**ROW, "id": "2", "accept": {"rule": "exact", "abs": 1}}, "rule exact has no option of this name"),
+            ({**ROW, "id": "2", "accept": {"rule": "numeric"}}, "expected must be one finite number"),
+            ({**ROW, "id": "2", "accept": {"rule": "regex", "pattern": "("}}, "not a regular expression"),
+            ({**ROW, "id": "2", "accept": {"rule": "regex", "pattern": "blue"}}, "outside its own acceptable range"),
+        ],
+    )
+    def test_one_clear_error_with_the_line(self, tmp_path: Path, line: dict[str, Any] | str, message: str) -> None:
+        path = write_set(tmp_path, ROW, line)
+        with pytest.raises(UsageError) as caught:
+            load_golden(path)
+        assert message in str(caught.value)
+        assert caught.value.exit_code == 2
+
+    def test_not_found(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="did you mean easy-vqa"):
+            load_golden("easyvqa")
+        with pytest.raises(UsageError, match=r"has no golden\.jsonl"):
+            load_golden(tmp_path)
+        (tmp_path / "golden.jsonl").write_bytes(b"\n\n")
+        with pytest.raises(UsageError, match="no items"):
+            load_golden(tmp_path)
+        (tmp_path / "golden.jsonl").write_bytes(b"\xff\xfe{")
+        with pytest.raises(UsageError, match="not UTF-8"):
+            load_golden(tmp_path)
+
+    @given(data=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+    def test_no_bytes_escape_as_another_error(self, data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+        path = tmp_path_factory.mktemp("fuzz") / "golden.jsonl"
+        path.write_bytes(data)
+        with pytest.raises(UsageError):
+            read_jsonl(path, name="fuzz")
+
+    @given(
+        row=st.fixed_dictionaries(
+            {},
+            optional={
+                key: st.none()
+                | st.booleans()
+                | st.floats()
+                | st.text(max_size=5)
+                | st.lists(st.text(max_size=3), max_size=2)
+                for key in ("id", "image", "question", "expected", "category", "split", "tags")
+            }
+            | {
+                "accept": st.fixed_dictionaries(
+                    {"rule": st.sampled_from(sorted(RULES))}, optional={"abs": st.floats(), "match": st.text()}
+                )
+            },
+        )
+    )
+    def test_any_json_object_is_read_or_refused(
+        self, row: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        path = write_set(tmp_path_factory.mktemp("fuzz"), {"image": "images/a.png", **row})
+        try:
+            golden = load_golden(path)
+        except UsageError:
+            return
+        assert golden.items[0].check("nothing like it at all 1 2 3") is False
+        assert len(golden.digest) == 64
+
+
+class TestRules:
+    @pytest.mark.parametrize(
+        ("rule", "expected", "options", "answer", "right"),
+        [
+            ("exact", "Red", {}, "Red", True),
+            ("exact", "Red", {}, "red", False),
+            ("exact", "Red", {}, "Red ", False),
+            ("normalized", "red", {}, "  **Red!** ", True),
+            ("normalized", "red", {}, "red shape", False),
+            ("normalized", "3.14", {}, "314", False),
+            ("normalized", "-5", {}, "5", False),
+            ("normalized", "straße", {}, "STRASSE", True),
+            ("normalized", "red", {}, "", False),
+            ("set", ["gray", "grey"], {}, "Grey.", True),
+            ("set", ["gray", "grey"], {}, "gray, grey", False),
+            ("set", ["red", "dark blue"], {"match": "all"}, "Dark blue and red", True),
+            ("set", ["red", "dark blue"], {"match": "all"}, "red, dark blue, teal", False),
+            ("numeric", 42.1, {"abs": 0.05}, "The total is $42.14.", True),
+            ("numeric", 42.1, {"abs": 0.05}, "42.16", False),
+            ("numeric", 1234.5, {}, "1,234.50 EUR", True),
+            ("numeric", 100, {"rel": 0.01}, "99", True),
+            ("numeric", 100, {"rel": 0.01}, "98.9", False),
+            ("numeric", 100, {"rel": 1}, "99 or 101", False),
+            ("numeric", -3, {}, "−3 °C", True),
+            ("numeric", 3, {}, "three", False),
+            ("numeric", "7", {}, "7%", True),
+            ("regex", "ab12", {"pattern": r"[a-z]{2}\d\d"}, " AB99\n", True),
+            ("regex", "ab12", {"pattern": r"[a-z]{2}\d\d", "ignore_case": False}, "AB99", False),
+            ("regex", "ab12", {"pattern": r"[a-z]{2}\d\d"}, "ab123", False),
+        ],
+    )
+    def test_check(self, rule: str, expected: Any, options: dict[str, Any], answer: str, right: bool) -> None:
+        assert RULES[rule].validate(expected, options) is None
+        assert RULES[rule].check(answer, expected, options) is right
+
+    @pytest.mark.parametrize(
+        ("rule", "expected", "options"),
+        [
+            ("exact", 3, {}),
+            ("normalized", "  ", {}),
+            ("normalized", "?!", {}),
+            ("set", [], {}),
+            ("set", "red", {}),
+            ("set", ["red", "."], {}),
+            ("set", ["red"], {"match": "some"}),
+            ("numeric", True, {}),
+            ("numeric", "1 2", {}),
+            ("numeric", float("nan"), {}),
+            ("numeric", 1, {"abs": -1}),
+            ("numeric", 1, {"rel": "x"}),
+            ("regex", "a", {}),
+            ("regex", "a", {"pattern": "a", "ignore_case": 1}),
+        ],
+    )
+    def test_validate_refuses(self, rule: str, expected: Any, options: dict[str, Any]) -> None:
+        assert RULES[rule].validate(expected, options) is not None
+
+    @given(st.text())
+    def test_normalize_is_idempotent(self, text: str) -> None:
+        assert normalize(normalize(text)) == normalize(text)
+
+    @given(st.text(min_size=1), st.text())
+    def test_check_never_raises(self, expected: str, answer: str) -> None:
+        cases: list[tuple[str, dict[str, Any]]] = [
+            ("exact", {}),
+            ("normalized", {}),
+            ("numeric", {"abs": 1}),
+            ("regex", {"pattern": "a|b"}),
+        ]
+        for name, options in cases:
+            assert RULES[name].check(answer, expected, options) in (True, False)
+        assert RULES["set"].check(answer, [expected], {"match": "all"}) in (True, False)
+
+    @given(st.floats(-1e9, 1e9), st.floats(0, 1e3))
+    def test_numeric_accepts_exactly_the_tolerance(self, expected: float, tolerance: float) -> None:
+        check = RULES["numeric"].check
+        assert check(repr(expected), expected, {"abs": tolerance})
+        far = expected + tolerance * 1.01 + 1
+        assert not check(repr(far), expected, {"abs": tolerance})
