@@ -1,0 +1,58 @@
+"""The `fovea` command: one sub-command per folder, each imported only when it is asked for.
+
+Exit codes: 0 ok, 1 the check failed, 2 bad usage or input.  Every command takes `--json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+
+from models.support.errors import FoveaError
+
+__version__ = "0.1.0"
+
+# sub-command -> (module that holds `add_arguments(parser)`, one line of help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "serve": ("serving.cli", "serve the models of a stack file"),
+    "ask": ("serving.ask", "ask a served model about one image"),
+    "models": ("models.cli", "evaluate models, count image tokens, look up prices"),
+    "loadtest": ("loadtest.cli", "measure latency, capacity and $/query"),
+    "doctor": ("serving.doctor", "check this machine: versions, CPU/GPU, ports, memory, disk, hub"),
+}
+
+
+def build_parser(command: str | None) -> argparse.ArgumentParser:
+    """Return the parser; only `command`'s own arguments are filled in (its module is imported)."""
+    parser = argparse.ArgumentParser(prog="fovea", description="Self-hosted serving of vision-language models.")
+    parser.add_argument("--version", action="version", version=f"fovea {__version__}")
+    sub = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, text) in COMMANDS.items():
+        child = sub.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if name == command:
+            importlib.import_module(module).add_arguments(child)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code.  A `FoveaError` becomes one line on stderr."""
+    args_list = list(sys.argv[1:] if argv is None else argv)
+    command = next((a for a in args_list if not a.startswith("-")), None)
+    args = build_parser(command).parse_args(args_list)
+    try:
+        return int(args.run(args))
+    except FoveaError as error:
+        if getattr(args, "json", False):
+            print(json.dumps({"error": error.as_dict()}))
+        print(f"fovea {args.command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("fovea: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

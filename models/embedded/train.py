@@ -1,0 +1,350 @@
+"""Train an embedded model from nothing: `python -m models.embedded.train --family qwen2_5_vl --out DIR`.
+
+Two stages, both seeded:
+
+1. *look*: the vision tower alone learns to name colour and shape and to find the box (linear heads, thrown away after).
+   A tower that already sees makes the second stage several times shorter than training end to end on words alone.
+2. *answer*: the whole model learns to answer; the loss is on the answer's tokens only.  Several questions share one
+   picture, so that the tower runs once for them.
+
+Pictures: half of the published easy-VQA training split (mirrored at random), half rendered (`shapes.py`).  A part of the
+published *training* pictures is held out to follow progress; the test split is never read.  A run that is interrupted
+continues from its last checkpoint with the same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import platform
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from models.embedded import easyvqa, shapes
+from models.embedded.architectures import ARCHITECTURES, Architecture, QwenVL
+from models.support.files import write_json
+
+# width, height of the other pictures that the processor leaves as they are; 4:3 first, as cameras make them
+CANVASES = ((64, 48), (64, 48), (48, 64), (80, 48), (48, 80), (96, 32), (32, 96))
+HELD_OUT = 200  # published training pictures kept out of training to follow progress
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the result; written to the manifest."""
+
+    family: str
+    seed: int = 1
+    look_steps: int = 2500
+    answer_steps: int = 3500
+    pictures: int = 24
+    questions: int = 8
+    look_rate: float = 1.5e-3
+    answer_rate: float = 1.2e-3
+    weight_decay: float = 0.05
+    published_share: float = 0.5
+    varied_share: float = 0.4
+
+
+@dataclass
+class Progress:
+    """Where a run is; saved with the weights so that it can continue."""
+
+    stage: str = "look"
+    step: int = 0
+    seconds: float = 0.0
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+class Pictures:
+    """Draws training batches: published pictures and rendered ones, with scenes and questions."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        published = easyvqa.training_items()
+        self.held_out, self.published = published[-HELD_OUT:], published[:-HELD_OUT]
+        self.scenes = [_scene_of(item) for item in self.published]
+
+    def batch(
+        self, rng: np.random.Generator, dense: float, canvases: bool, detect: bool
+    ) -> tuple[np.ndarray, list[shapes.Scene | None], list[list[tuple[str, str]]]]:
+        """Return pixels (pictures, height, width, 3), the scenes (None where unknown), questions per picture."""
+        canvas = CANVASES[rng.integers(len(CANVASES))] if canvases and rng.random() < 0.25 else (64, 64)
+        pixels, scenes, questions = [], [], []
+        for _ in range(self.recipe.pictures):
+            if canvas == (64, 64) and rng.random() < self.recipe.published_share:
+                index = int(rng.integers(len(self.published)))
+                item, scene = self.published[index], self.scenes[index]
+                array = item.pixels[:, ::-1] if rng.random() < 0.5 else item.pixels
+                box = None  # its box is not published
+            else:
+                picture, scene = shapes.render(rng, bool(rng.random() < self.recipe.varied_share), canvas)
+                array, box, item = np.asarray(picture), scene.box, None
+            asked = []
+            for _ in range(self.recipe.questions):
+                if item is not None and (scene is None or rng.random() < 0.5):
+                    asked.append(item.questions[rng.integers(len(item.questions))])
+                    continue
+                if detect and box is not None and rng.random() < 0.15:
+                    asked.append((f"detect {scene.shape}", locate(scene)))
+                    continue
+                question, truth = shapes.draw_question(rng, scene, dense)
+                asked.append((shapes.rephrase(rng, question) if rng.random() < 0.25 else question, truth))
+            pixels.append(array)
+            scenes.append(scene if box is not None or scene is None else shapes.Scene(scene.shape, scene.color, (0,) * 4))
+            questions.append(asked)
+        return np.stack(pixels), scenes, questions
+
+
+def locate(scene: shapes.Scene) -> str:
+    """Return PaliGemma's form of a box: <locYMIN><locXMIN><locYMAX><locXMAX> in 1024ths, then the name."""
+    x0, y0, x1, y1 = (min(1023, round(v * 1023)) for v in scene.box)
+    return f"<loc{y0:04d}><loc{x0:04d}><loc{y1:04d}><loc{x1:04d}> {scene.shape}"
+
+
+def _scene_of(item: easyvqa.TrainingPicture) -> shapes.Scene | None:
+    """Return what the published answers say about a picture, or None when they leave colour or shape open."""
+    answers = [answer for _, answer in item.questions]
+    shape = next((a for a in answers if a in shapes.SHAPES), None)
+    color = next((a for a in answers if a in shapes.COLORS), None)
+    return shapes.Scene(shape, color, (0, 0, 0, 0)) if shape and color else None
+
+
+def look_loss(arch: Architecture, model: Any, heads: Any, data: Pictures, rng: np.random.Generator) -> torch.Tensor:
+    """Return the loss of naming colour and shape and finding the box from the mean picture embedding."""
+    pixels, scenes, _ = data.batch(rng, dense=1.0, canvases=isinstance(arch, QwenVL), detect=False)
+    known = [i for i, scene in enumerate(scenes) if scene is not None]
+    pixels, kept = pixels[known], [scene for scene in scenes if scene is not None]
+    pooled = arch.encode_pictures(model, pixels).float().mean(dim=1)
+    color = torch.tensor([list(shapes.COLORS).index(scene.color) for scene in kept])
+    shape = torch.tensor([shapes.SHAPES.index(scene.shape) for scene in kept])
+    box = torch.tensor([scene.box for scene in kept], dtype=torch.float32)
+    boxed = box.sum(dim=1) > 0
+    loss = functional.cross_entropy(heads["color"](pooled), color) + functional.cross_entropy(heads["shape"](pooled), shape)
+    return loss + 2 * functional.l1_loss(heads["box"](pooled)[boxed], box[boxed])
+
+
+def answer_loss(arch: Architecture, model: Any, data: Pictures, rng: np.random.Generator, dense: float) -> torch.Tensor:
+    """Return the cross-entropy of the answers' tokens, given picture and question."""
+    qwen = isinstance(arch, QwenVL)
+    pixels, _, questions = data.batch(rng, dense, canvases=qwen, detect=not qwen)
+    hidden, targets = forward(arch, model, pixels, questions)
+    at = targets != -100
+    return functional.cross_entropy(arch.logits(model, hidden[at]).float(), targets[at])
+
+
+def forward(
+    arch: Architecture, model: Any, pixels: np.ndarray, questions: list[list[tuple[str, str]]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run the model on packed rows: one picture, then all of its questions, none of which sees another.
+
+    Returns:
+        Hidden states (pictures, length, width), and for each position the next token of an answer (-100 elsewhere).
+    """
+    pictures = arch.encode_pictures(model, pixels)
+    tokens = pictures.shape[1]
+    grid = arch.grid(pixels.shape[2], pixels.shape[1])
+    start = len(arch.prompt("")[0])
+    rows = [_pack(arch, asked, start, tokens) for asked in questions]
+    length = max(len(row.ids) for row in rows)
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    targets = torch.full((len(rows), length), -100)
+    owner = torch.full((len(rows), length), -1)  # -1: padding, 0: picture and what is before it, n: question n
+    offset = torch.zeros(len(rows), length, dtype=torch.long)
+    for index, row in enumerate(rows):
+        size = len(row.ids)
+        ids[index, :size], targets[index, :size] = torch.tensor(row.ids), torch.tensor(row.targets)
+        owner[index, :size], offset[index, :size] = torch.tensor(row.owner), torch.tensor(row.offset)
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    same = (owner[:, :, None] == owner[:, None, :]) | (owner[:, None, :] == 0)
+    mask = (causal & same)[:, None]
+    embeds = model.get_input_embeddings()(ids)
+    embeds = torch.cat([embeds[:, :start], pictures.to(embeds.dtype), embeds[:, start + tokens :]], dim=1)
+    return arch.hidden_states(model, embeds, mask, arch.positions(offset, start, grid)), targets
+
+
+@dataclass
+class _Packed:
+    ids: list[int]
+    targets: list[int]
+    owner: list[int]
+    offset: list[int]
+
+
+def _pack(arch: Architecture, asked: list[tuple[str, str]], start: int, tokens: int) -> _Packed:
+    """Lay out one picture and its questions; `offset` counts tokens as if each question stood alone."""
+    before = arch.prompt("")[0]
+    ids = [*before, *([0] * tokens)]
+    packed = _Packed(ids, [-100] * len(ids), [0] * len(ids), list(range(len(ids))))
+    for number, (question, truth) in enumerate(asked, 1):
+        after = arch.prompt(question)[1]
+        answer = [*arch.tokenizer.encode(truth), arch.answer_end]
+        packed.ids += [*after, *answer]
+        packed.targets += [*([-100] * (len(after) - 1)), *answer, -100]
+        packed.owner += [number] * (len(after) + len(answer))
+        packed.offset += range(start + tokens, start + tokens + len(after) + len(answer))
+    return packed
+
+
+@torch.no_grad()
+def held_out_accuracy(arch: Architecture, model: Any, data: Pictures, pictures: int = HELD_OUT) -> float:
+    """Return the share of held-out published training questions whose first answer token is right."""
+    right = total = 0
+    for first in range(0, pictures, 20):
+        items = data.held_out[first : first + 20]
+        questions = [list(item.questions) for item in items]
+        hidden, targets = forward(arch, model, np.stack([item.pixels for item in items]), questions)
+        answers = targets != -100
+        answers[:, 1:] &= ~answers[:, :-1]  # the first token of each answer
+        predicted = arch.logits(model, hidden[answers]).argmax(-1)
+        right += int((predicted == targets[answers]).sum())
+        total += int(answers.sum())
+    return right / total
+
+
+def rate_at(step: int, steps: int, peak: float) -> float:
+    """Return the learning rate: 3% linear warm-up, constant to 60%, then a cosine to zero."""
+    warm, hold = 0.03 * steps, 0.6 * steps
+    if step < warm:
+        return peak * (step + 1) / warm
+    if step < hold:
+        return peak
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - hold) / (steps - hold)))
+
+
+def train(recipe: Recipe, out: Path, threads: int, report_every: int = 100) -> None:
+    """Run (or continue) a recipe and write the checkpoint and its manifest to `out`."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(recipe.seed)
+    arch = ARCHITECTURES[recipe.family]()
+    model = arch.make_model().train()
+    width = model.get_input_embeddings().weight.shape[1]
+    heads = torch.nn.ModuleDict({n: torch.nn.Linear(width, k) for n, k in (("color", 8), ("shape", 3), ("box", 4))})
+    data, progress, saved = Pictures(recipe), Progress(), out / "training.pt"
+    state = torch.load(saved, weights_only=False) if saved.exists() else None
+    if state is not None and state["recipe"] == asdict(recipe):
+        model.load_state_dict(state["model"])
+        heads.load_state_dict(state["heads"])
+        progress = Progress(**state["progress"])
+        print(f"continues at {progress.stage} step {progress.step}", flush=True)
+    tower = [*arch_tower(arch, model), *heads.parameters()]
+    for stage, steps, peak, parameters in (
+        ("look", recipe.look_steps, recipe.look_rate, tower),
+        ("answer", recipe.answer_steps, recipe.answer_rate, list(model.parameters())),
+    ):
+        if progress.stage != stage:
+            continue
+        optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True)
+        if state is not None and state["progress"]["stage"] == stage:
+            optimizer.load_state_dict(state["optimizer"])
+        began, running = time.monotonic() - progress.seconds, 0.0
+        while progress.step < steps:
+            rng = np.random.default_rng([recipe.seed, stage == "answer", progress.step])
+            for group in optimizer.param_groups:
+                group["lr"] = rate_at(progress.step, steps, peak)
+            dense = max(0.3, 0.9 - 1.2 * progress.step / steps)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                if stage == "look":
+                    loss = look_loss(arch, model, heads, data, rng)
+                else:
+                    loss = answer_loss(arch, model, data, rng, dense)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            progress.step += 1
+            running += float(loss.detach())
+            if progress.step % report_every == 0 or progress.step == steps:
+                progress.seconds = time.monotonic() - began
+                row = {"step": progress.step, "loss": running / report_every, "seconds": round(progress.seconds, 1)}
+                if stage == "answer" and (progress.step % (5 * report_every) == 0 or progress.step == steps):
+                    row["held_out_accuracy"] = held_out_accuracy(arch, model, data)
+                progress.curve.append({"answering": float(stage == "answer"), **row})
+                print(stage, json.dumps(row), flush=True)
+                running = 0.0
+            if progress.step % (5 * report_every) == 0:
+                _save_state(saved, recipe, model, heads, optimizer, progress)
+        if stage == "look":
+            progress.stage, progress.step = "answer", 0
+    _finish(arch, model, recipe, progress, out, threads)
+
+
+def arch_tower(arch: Architecture, model: Any) -> list[torch.nn.Parameter]:
+    """Return the parameters of the vision tower and projector."""
+    core = model.model
+    if isinstance(arch, QwenVL):
+        return list(core.visual.parameters())
+    return [*core.vision_tower.parameters(), *core.multi_modal_projector.parameters()]
+
+
+def _save_state(path: Path, recipe: Recipe, model: Any, heads: Any, optimizer: Any, progress: Progress) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".tmp")
+    torch.save(
+        {
+            "recipe": asdict(recipe),
+            "model": model.state_dict(),
+            "heads": heads.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "progress": asdict(progress),
+        },
+        beside,
+    )
+    beside.replace(path)
+
+
+def _finish(arch: Architecture, model: Any, recipe: Recipe, progress: Progress, out: Path, threads: int) -> None:
+    import transformers
+
+    accuracy = progress.curve[-1].get("held_out_accuracy") if progress.curve else None
+    parameters = sum(p.numel() for p in model.parameters())
+    arch.save(model, out)
+    files = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(out.iterdir())
+        if path.suffix in {".json", ".safetensors", ".jinja", ".txt"} and path.name != "manifest.json"
+    }
+    write_json(
+        out / "manifest.json",
+        {
+            "family": recipe.family,
+            "parameters": parameters,
+            "recipe": asdict(recipe),
+            "data": {"easy-vqa": "1.0, training split only, last 200 pictures held out", "rendered": "models/embedded/shapes.py"},
+            "held_out_training_accuracy": accuracy,
+            "training_seconds": round(progress.seconds, 1),
+            "curve": progress.curve,
+            "hardware": {"cpu": platform.processor() or platform.machine(), "threads": threads},
+            "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
+            "sha256": files,
+        },
+    )
+    (out / "training.pt").unlink(missing_ok=True)
+    print(f"wrote {out}: {parameters / 1e6:.2f} M parameters, held-out accuracy {accuracy}", flush=True)
+
+
+def main() -> int:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(prog="python -m models.embedded.train", description=__doc__)
+    parser.add_argument("--family", required=True, choices=sorted(ARCHITECTURES))
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="about 10 minutes on 2 cores instead of about 2 hours")
+    args = parser.parse_args()
+    shorter = {"look_steps": 600, "answer_steps": 1400} if args.quick else {}
+    train(Recipe(args.family, seed=args.seed, **shorter), args.out, args.threads)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
