@@ -1,0 +1,43 @@
+# Every target but help, clean and distclean first brings .venv to the state of its lock (docs/setup.md); that takes
+# no noticeable time when nothing changed. Settings: PYTHON=/path/to/python3.12, FOVEA_PROFILE=cpu|gpu.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+PY := .venv/bin/python
+
+.PHONY: help setup setup-quantize demo test lint bench bench-loadtest lock clean distclean
+
+help: ## list the targets (the default)
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \t\2/p' Makefile | expand -t 24
+
+setup: ## make .venv: GPU profile when an NVIDIA GPU is there, otherwise CPU
+	@sh scripts/setup serve $(if $(filter setup,$(MAKECMDGOALS)),,--quiet)
+
+setup-quantize: setup ## make .venv-quantize, the environment of the quantization jobs
+	@sh scripts/setup quantize $(if $(filter setup-quantize,$(MAKECMDGOALS)),,--quiet)
+
+demo: setup ## serve a real model, ask it about an image, load-test it, price it
+	@$(PY) -m serving.demo $(ARGS)
+
+test: lint ## lint, then all tests (ARGS="tests/serving -k doctor" for some)
+	$(PY) -m pytest $(ARGS)
+
+lint: setup ## ruff and mypy over the whole tree
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: setup ## the stack against bare vLLM, same load, in one run
+	@$(PY) -m serving.bench $(ARGS)
+
+bench-loadtest: setup ## the load generator against a fixed answer
+	@$(PY) -m loadtest.bench $(ARGS)
+
+lock: setup ## write requirements/*.lock from pyproject.toml (UPGRADE=1: newest versions)
+	@$(PY) -m scripts.lock $(if $(UPGRADE),--upgrade)
+
+clean: ## remove what was built and cached; not .venv, nor the committed weights, nor runs/
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .cache/setup
+	find . -path './.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and remove .venv and .venv-quantize
+	rm -rf .venv .venv-quantize

