@@ -7,6 +7,7 @@ import re
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 
+from models.image_tokens.names import match_name
 from models.image_tokens.rules import (
     DETAILS,
     ClaudeArea,
@@ -95,6 +96,8 @@ MODELS: dict[str, tuple[TokenRule, str | None]] = {
     "gemini-3-pro": (GeminiResolution(), None),
     "gemini-3-flash": (GeminiResolution(), None),
     "gemini-3.1-pro": (GeminiResolution(), None),
+    "gemini-3.5-flash": (GeminiResolution(), None),
+    "gemini-3.8-flash": (GeminiResolution(), None),
     # open models, as served here
     "qwen2-vl": (_QWEN2, None),
     "qwen2.5-vl": (_QWEN2, None),
@@ -137,26 +140,12 @@ def find_model(name: str) -> str:
     pali = re.fullmatch(r"paligemma.*-(224|448|896)(-.*)?", plain)
     if pali:
         return f"paligemma-{pali[1]}"
-    # claude-3.5-sonnet and claude-sonnet-4.5 are written with dots by resellers
-    candidates = {plain, re.sub(r"(?<=\d)\.(?=\d)", "-", plain)} if plain.startswith("claude") else {plain}
-    for candidate in sorted(candidates):
-        matches = [known for known in MODELS if candidate == known or _is_variant(candidate, known)]
-        if matches:
-            return max(matches, key=len)
+    known = match_name(plain, MODELS)
+    if known is not None:
+        return known
     close = difflib.get_close_matches(plain, MODELS, n=3, cutoff=0.5)
     fix = f"did you mean {', '.join(close)}?" if close else "`fovea models image-tokens --list` shows the known models"
     raise UsageError("no image-token rule for this model", field="model", value=name, fix=fix)
-
-
-# What may follow a known name without making it another model: a snapshot date, a size, a channel
-_SUFFIX = re.compile(
-    r"(-(\d{4}-\d{2}-\d{2}|\d{8}|\d{2}-\d{2,4}|latest|preview|exp|instruct|thinking|chat|fp8|awq|int4|\d+(\.\d+)?b"
-    r"|a\d+b|sonnet|opus|haiku|v\d+|\d{3}))+"
-)
-
-
-def _is_variant(name: str, known: str) -> bool:
-    return name.startswith(known) and _SUFFIX.fullmatch(name[len(known) :]) is not None
 
 
 def image_tokens(model: str, width: int, height: int, detail: str = "high") -> ImageTokens:

@@ -1,0 +1,221 @@
+"""`fovea models ...`: evaluate a model, count image tokens, look up prices, inspect golden sets."""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from models.support.errors import UsageError
+
+# Every sub-command: name -> (help, function that adds its arguments and sets `run`).  Imports are inside the functions.
+Adder = Callable[[argparse.ArgumentParser], None]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the sub-commands of `fovea models` to `parser`."""
+    sub = parser.add_subparsers(dest="models_command", metavar="COMMAND", required=True)
+    for name, (text, add) in COMMANDS.items():
+        child = sub.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        add(child)
+        child.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
+def print_json(value: object) -> None:
+    """Print as JSON; money (Decimal) and dates become text, so that no digit is lost."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print aligned columns; numbers to the right."""
+    cells = [[("" if v is None else str(v)) for v in row] for row in rows]
+    widths = [max(len(c) for c in column) for column in zip(head, *cells, strict=True)]
+    numeric = [all(row[i].replace(".", "", 1).isdigit() or not row[i] for row in cells) for i in range(len(head))]
+    for row in [list(head), *cells]:
+        aligned = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True)]
+        print("  ".join(aligned).rstrip())
+
+
+def whole_number(text: str) -> int:
+    """argparse type: an int; what range is right is decided by whoever uses it."""
+    return int(text)
+
+
+def day(text: str) -> dt.date:
+    """argparse type: an ISO date."""
+    return dt.date.fromisoformat(text)
+
+
+def _add_image_tokens(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", nargs="?", help="vendor or open model, for example gpt-4o or Qwen/Qwen2.5-VL-7B-Instruct"
+    )
+    parser.add_argument("--width", type=whole_number, help="pixels")
+    parser.add_argument("--height", type=whole_number, help="pixels")
+    parser.add_argument("--detail", default="high", help="low, high (default) or original")
+    parser.add_argument("--list", action="store_true", help="list the known models instead")
+    parser.set_defaults(run=_image_tokens)
+
+
+def _image_tokens(args: argparse.Namespace) -> int:
+    from models.image_tokens import image_tokens, known_models
+
+    if args.list:
+        rows = [image_tokens(m, 1024, 1024, args.detail) for m in known_models()]
+        if args.json:
+            print_json({"models": [r.as_dict() for r in rows]})
+        else:
+            print_table(["model", "rule", "1024x1024"], [[r.model, r.rule, r.tokens] for r in rows])
+        return 0
+    for name in ("model", "width", "height"):
+        if getattr(args, name) is None:
+            fix = "fovea models image-tokens gpt-4o --width 1024 --height 768"
+            raise UsageError("is required", field=name, fix=fix)
+    result = image_tokens(args.model, args.width, args.height, args.detail)
+    if args.json:
+        print_json(result.as_dict())
+    else:
+        print(f"{result.tokens} tokens  ({result.model}, {result.width}x{result.height}, detail {result.detail})")
+        print(f"rule {result.rule}, {result.source}" + (f"\nnote: {result.note}" if result.note else ""))
+    return 0
+
+
+def _add_prices(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prices", type=Path, metavar="FILE", help="your own rows, which replace the shipped ones")
+    parser.add_argument("--set", default="list", help="row set: list (vendors' prices, default), article-playbook")
+    parser.add_argument("--on", type=day, metavar="YYYY-MM-DD", help="prices in force on that day (today)")
+    parser.add_argument("--model", help="one model only")
+    parser.add_argument("--machines", nargs="?", const="", metavar="FILE", help="GPU and machine prices instead")
+    parser.set_defaults(run=_prices)
+
+
+def _prices(args: argparse.Namespace) -> int:
+    if args.machines is not None:
+        return _machine_prices(args)
+    from models.prices import STALE_AFTER_DAYS, load_prices
+
+    book = load_prices(args.prices)
+    if args.model:
+        rows = [book.find(args.model, on=args.on, set=args.set)]
+    else:
+        if args.set not in book.sets:
+            raise UsageError("unknown row set", field="set", value=args.set, fix=f"one of {', '.join(book.sets)}")
+        rows = book.current(on=args.on, set=args.set)
+    stale = [row for row in rows if row.is_stale()]
+    if args.json:
+        print_json(
+            {
+                "unit": "USD per 1M tokens",
+                "rows": [{**row.model_dump(exclude_none=True), "stale": row.is_stale()} for row in rows],
+                "stale": [row.model for row in stale],
+            }
+        )
+        return 0
+    print("US dollars per 1M tokens; * source last read more than 90 days ago")
+    head = ["vendor", "model", "input", "cached", "output", "batch in", "batch out", "long input", "since", "read"]
+    table: list[list[object]] = []
+    for row in rows:
+        batch = (
+            (None, None) if row.batch_factor is None else (row.input * row.batch_factor, row.output * row.batch_factor)
+        )
+        long = row.long_context
+        table.append(
+            [
+                row.vendor,
+                row.model,
+                row.input,
+                row.cached,
+                row.output,
+                *(None if b is None else format(b.normalize(), "f") for b in batch),
+                None if long is None else f">{long.above // 1000}k {long.input}/{long.output}",
+                row.effective_from,
+                f"{row.read}{' *' if row.is_stale() else ''}",
+            ]
+        )
+    print_table(head, table)
+    if stale:
+        print(
+            f"{len(stale)} of {len(rows)} rows were read over {STALE_AFTER_DAYS} days ago: check before you publish them"
+        )
+    return 0
+
+
+def _machine_prices(args: argparse.Namespace) -> int:
+    from models.machines import load_machines
+
+    rows = load_machines(args.machines or None).rows
+    if args.json:
+        dumped = [{**row.model_dump(exclude_none=True), "stale": row.is_stale()} for row in rows]
+        print_json({"unit": "USD per hour", "rows": dumped})
+        return 0
+    print("US dollars per hour of one GPU or machine; * source last read more than 90 days ago")
+    head = ["machine", "provider", "kind", "from", "to", "read", "source"]
+    print_table(
+        head,
+        [
+            [r.machine, r.provider, r.kind, r.usd_per_hour, r.high, f"{r.read}{' *' if r.is_stale() else ''}", r.source]
+            for r in rows
+        ],
+    )
+    return 0
+
+
+def _add_golden(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("set", help="a shipped set (easy-vqa), a folder with golden.jsonl, or a .jsonl file")
+    parser.set_defaults(run=_golden)
+
+
+def _golden(args: argparse.Namespace) -> int:
+    from models.golden import load_golden
+    from models.golden.sets import unique_images
+
+    golden = load_golden(args.set)
+    summary: dict[str, Any] = {
+        "name": golden.name,
+        "items": len(golden.items),
+        "images": len(unique_images(golden.items)),
+        "categories": golden.categories,
+        "digest": golden.digest,
+        "source": golden.source,
+        "licence": golden.licence or None,
+    }
+    if args.json:
+        print_json(summary)
+    else:
+        for key, value in summary.items():
+            print(f"{key:<10}  {value}")
+    return 0
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("url", help="OpenAI-compatible endpoint, for example http://127.0.0.1:8000/v1")
+    parser.add_argument("--model", required=True, help="the model's name at the endpoint")
+    parser.add_argument(
+        "--golden", required=True, help="a shipped set (easy-vqa), a folder with golden.jsonl, or a .jsonl file"
+    )
+    parser.add_argument("--limit", type=whole_number, help="ask that many items, drawn at random by --seed")
+    parser.add_argument("--seed", type=whole_number, default=0, help="of the draw and of the bootstrap (0)")
+    parser.add_argument("--concurrency", type=whole_number, default=32, help="requests in flight (32)")
+    parser.add_argument("--max-tokens", type=whole_number, default=16, help="longest answer, in tokens (16)")
+    parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one answer (120)")
+    parser.add_argument("--api-key", help="bearer token (default: OPENAI_API_KEY, when it is set)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for answers.jsonl, report.json and report.html")
+    parser.add_argument("--fresh", action="store_true", help="ask everything again instead of continuing in --out")
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from models.evaluation.run import run_command
+
+    return run_command(args)
+
+
+COMMANDS: dict[str, tuple[str, Adder]] = {
+    "evaluate": ("ask a served model a golden set and score the answers", _add_evaluate),
+    "image-tokens": ("count the input tokens of an image by a vendor's rule", _add_image_tokens),
+    "prices": ("list what the vendors charge, and since when", _add_prices),
+    "golden": ("describe a golden set and check that it is sound", _add_golden),
+}
