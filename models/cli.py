@@ -137,9 +137,7 @@ def _prices(args: argparse.Namespace) -> int:
         )
     print_table(head, table)
     if stale:
-        print(
-            f"{len(stale)} of {len(rows)} rows were read over {STALE_AFTER_DAYS} days ago: check before you publish them"
-        )
+        print(f"{len(stale)} of {len(rows)} rows read over {STALE_AFTER_DAYS} days ago: check them before publishing")
     return 0
 
 
