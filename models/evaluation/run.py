@@ -1,0 +1,193 @@
+"""Run an evaluation from start to report."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime as dt
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from models.evaluation.answers import Answer, AnswerLog
+from models.evaluation.client import EvaluationClient, request_parameters
+from models.evaluation.context import command, hardware, versions
+from models.evaluation.page import write_page
+from models.evaluation.score import score
+from models.evaluation.settings import EvaluationSettings
+from models.golden import GoldenItem, GoldenSet, load_golden
+from models.support.errors import CheckFailed
+from models.support.files import write_json
+from models.support.progress import Progress
+
+
+def run_command(args: argparse.Namespace) -> int:
+    """`fovea models evaluate`: run it, print the result, return the exit code (1 when no item was answered)."""
+    settings = EvaluationSettings(
+        url=args.url,
+        model=args.model,
+        golden=args.golden,
+        out=args.out,
+        limit=args.limit,
+        seed=args.seed,
+        concurrency=args.concurrency,
+        max_tokens=args.max_tokens,
+        timeout_s=args.timeout,
+        api_key=args.api_key or os.environ.get("OPENAI_API_KEY"),
+        fresh=args.fresh,
+    )
+    report = evaluate(settings)
+    if args.json:
+        import json
+
+        print(json.dumps({k: v for k, v in report.items() if k != "answers"}, indent=2))
+    else:
+        print_summary(report, settings.out)
+    return 0
+
+
+def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
+    """Ask every item that has no answer yet, write `report.json` and `report.html`, and return the report.
+
+    An interruption keeps the answers: the same call continues.  Items that failed are asked again.
+
+    Raises:
+        UsageError: golden set not found, no server, key refused, unknown model, or `out` holds another evaluation.
+        CheckFailed: the server stopped answering, or no item was answered.
+    """
+    golden = load_golden(settings.golden)
+    items = golden.sample(settings.limit, settings.seed)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        answers, asked, wall_s = runner.run(_ask_all(settings, golden, items))
+    report = build_report(settings, golden, items, answers, asked=asked, wall_s=wall_s)
+    write_json(settings.out / "report.json", report)
+    write_page(settings.out / "report.html", report, items, answers)
+    if report["answered"] == 0:
+        errors = ", ".join(f"{n} x {kind}" for kind, n in report["errors"].items())
+        raise CheckFailed(f"no item was answered: {errors}", field="url", value=settings.url, fix="see report.json")
+    return report
+
+
+async def _ask_all(
+    settings: EvaluationSettings, golden: GoldenSet, items: list[GoldenItem]
+) -> tuple[dict[str, Answer], int, float]:
+    """Return (answers by item id, number of items asked now, seconds that took)."""
+    async with EvaluationClient(settings) as client:
+        await client.check()
+        # after the check: a wrong URL must not leave a folder behind
+        with AnswerLog(settings.out, _identity(settings, golden), fresh=settings.fresh) as log:
+            todo = [item for item in items if item.id not in log.done]
+            answers = {item.id: log.done[item.id] for item in items if item.id in log.done}
+            queue = iter(todo)
+            right = 0
+            started = time.perf_counter()
+            try:
+                with Progress(len(todo), "evaluating", "answers") as progress:
+
+                    async def worker(queue: Iterator[GoldenItem]) -> None:
+                        nonlocal right
+                        for item in queue:
+                            answer = await client.ask(item)
+                            log.add(answer)
+                            answers[item.id] = answer
+                            right += answer.text is not None and item.check(answer.text)
+                            progress.advance(note=f"{right / (progress.done + 1):.1%} right")
+
+                    await _run_workers(worker, queue, min(settings.concurrency, max(1, len(todo))))
+            except BaseException:
+                print(
+                    f"{len(log.done)} of {len(items)} answers kept in {settings.out}: run again to continue",
+                    file=sys.stderr,
+                )
+                raise
+            return answers, len(todo), time.perf_counter() - started
+
+
+async def _run_workers(worker: Any, queue: Iterator[GoldenItem], n: int) -> None:
+    """Run `n` workers on one queue; the first error stops all of them and is raised as itself."""
+    tasks = [asyncio.create_task(worker(queue)) for _ in range(n)]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _identity(settings: EvaluationSettings, golden: GoldenSet) -> dict[str, Any]:
+    """What must be the same for an evaluation to continue: not the address, which may change, nor limit and seed."""
+    return {
+        "kind": "fovea-evaluation",
+        "golden": {"name": golden.name, "digest": golden.digest},
+        "request": request_parameters(settings),
+    }
+
+
+def build_report(
+    settings: EvaluationSettings,
+    golden: GoldenSet,
+    items: list[GoldenItem],
+    answers: dict[str, Answer],
+    *,
+    asked: int,
+    wall_s: float,
+) -> dict[str, Any]:
+    """Return the report: what was asked, every score, and where it was made."""
+    return {
+        "kind": "evaluation",
+        "model": settings.model,
+        "url": settings.base_url,
+        "golden": {
+            "name": golden.name,
+            "digest": golden.digest,
+            "items": len(golden.items),
+            "asked": len(items),
+            "categories": golden.categories,
+        },
+        **score(items, answers, seed=settings.seed),
+        "run": {
+            "asked_now": asked,
+            "continued_from": len(items) - asked,
+            "wall_s": round(wall_s, 3),
+            "requests_per_s": round(asked / wall_s, 2) if asked and wall_s > 0 else None,
+            "concurrency": settings.concurrency,
+            "load": "closed loop: latencies are those at this concurrency, not at a given arrival rate",
+        },
+        "request": request_parameters(settings),
+        "seed": settings.seed,
+        "limit": settings.limit,
+        "finished": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "hardware": hardware(),
+        "command": command(),
+    }
+
+
+def print_summary(report: dict[str, Any], out: Path) -> None:
+    """Print the figures that matter, one line each."""
+
+    def shown(figure: dict[str, Any]) -> str:
+        if figure["value"] is None:
+            return f"n too small (n = {figure['n']})"
+        return f"{figure['value']:.4f}  [{figure['low']:.4f}, {figure['high']:.4f}]  n = {figure['n']}"
+
+    print(f"{report['model']} on {report['golden']['name']} ({report['golden']['asked']} items)")
+    print(f"accuracy    {shown(report['accuracy'])}")
+    for name, figure in report["by_category"].items():
+        print(f"  {name:<10}{shown(figure)}")
+    if report["calibration"]:
+        print(f"ECE         {shown(report['calibration']['ece'])}")
+    for name, figure in report["latency_ms"].items():
+        value = "n too small" if figure["value"] is None else f"{figure['value']:.1f} ms"
+        print(f"{name:<12}{value}")
+    if report["errors"]:
+        print("errors      " + ", ".join(f"{n} x {kind}" for kind, n in report["errors"].items()))
+    rate = report["run"]["requests_per_s"]
+    if rate is not None:
+        print(f"{report['run']['asked_now']} answers in {report['run']['wall_s']:.1f} s, {rate} a second")
+    print(f"report      {out / 'report.html'}")

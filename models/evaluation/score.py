@@ -1,0 +1,101 @@
+"""From recorded answers to figures, each with its interval and sample size."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from models.evaluation.answers import Answer
+from models.golden import GoldenItem
+from models.stats import (
+    calibration_error_interval,
+    quantile,
+    reliability,
+    risk_coverage,
+    wilson,
+)
+
+ECE_BINS = 15
+
+
+def score(items: Sequence[GoldenItem], answers: Mapping[str, Answer], *, seed: int = 0) -> dict[str, Any]:
+    """Return the scores of `answers` (by item id) to `items`.
+
+    An item without an answer (an error) counts as wrong: a server that fails on hard items must not look better for it.
+    `accuracy_answered` leaves such items out.  Answers are judged now, by the items' rules, not when they came.
+
+    Returns:
+        `accuracy`, `accuracy_answered`, `by_category`, `by_tag`, `errors` (kind -> count), `answered`, `truncated`,
+        `latency_ms` (p50, p95, p99), `calibration` and `risk_coverage` (None without logprobs), `tokens`.
+    """
+    right = {item.id: is_right(item, answers.get(item.id)) for item in items}
+    given = [answers[item.id] for item in items if item.id in answers and answers[item.id].error is None]
+    failed = Counter(
+        "not_asked" if (answer := answers.get(item.id)) is None else answer.error
+        for item in items
+        if not _ok(answers, item)
+    )
+    latencies = [a.latency_ms for a in given if a.latency_ms is not None]
+    return {
+        "accuracy": share(items, right),
+        "accuracy_answered": share([i for i in items if _ok(answers, i)], right),
+        "by_category": _groups(items, right, lambda item: [item.category]),
+        "by_tag": _groups(items, right, lambda item: [f"{k}={v}" for k, v in sorted(item.tags.items())]),
+        "answered": len(given),
+        "truncated": sum(1 for a in given if a.finish_reason == "length"),
+        "errors": dict(sorted(failed.items(), key=str)),
+        "latency_ms": {f"p{round(100 * q)}": quantile(latencies, q).as_dict() for q in (0.50, 0.95, 0.99)},
+        "calibration": _calibration(given, right, seed),
+        "risk_coverage": _risk_coverage(given, right),
+        "tokens": {
+            "prompt": sum(a.prompt_tokens or 0 for a in given),
+            "completion": sum(a.completion_tokens or 0 for a in given),
+        },
+    }
+
+
+def is_right(item: GoldenItem, answer: Answer | None) -> bool:
+    """Return whether there is an answer and the item's rule accepts it."""
+    return answer is not None and answer.text is not None and item.check(answer.text)
+
+
+def share(items: Sequence[GoldenItem], right: Mapping[str, bool]) -> dict[str, Any]:
+    """Return the share of right items with its Wilson interval."""
+    return wilson(sum(right[item.id] for item in items), len(items)).as_dict()
+
+
+def _ok(answers: Mapping[str, Answer], item: GoldenItem) -> bool:
+    answer = answers.get(item.id)
+    return answer is not None and answer.error is None
+
+
+def _groups(items: Sequence[GoldenItem], right: Mapping[str, bool], names: Any) -> dict[str, Any]:
+    groups: dict[str, list[GoldenItem]] = {}
+    for item in items:
+        for name in names(item):
+            groups.setdefault(name, []).append(item)
+    return {name: share(groups[name], right) for name in sorted(groups)}
+
+
+def _with_confidence(given: Sequence[Answer], right: Mapping[str, bool]) -> tuple[list[float], list[bool]]:
+    pairs = [(a.confidence, right[a.id]) for a in given if a.confidence is not None]
+    return [c for c, _ in pairs], [r for _, r in pairs]
+
+
+def _calibration(given: Sequence[Answer], right: Mapping[str, bool], seed: int) -> dict[str, Any] | None:
+    confidence, correct = _with_confidence(given, right)
+    if not confidence:
+        return None
+    return {
+        "ece": calibration_error_interval(confidence, correct, ECE_BINS, seed=seed).as_dict(),
+        "mean_confidence": sum(confidence) / len(confidence),
+        "method": f"{ECE_BINS} equal-mass bins, confidence = product of the answer's token probabilities",
+        "bins": [asdict(b) for b in reliability(confidence, correct, ECE_BINS)],
+    }
+
+
+def _risk_coverage(given: Sequence[Answer], right: Mapping[str, bool]) -> dict[str, Any] | None:
+    confidence, correct = _with_confidence(given, right)
+    return asdict(risk_coverage(confidence, correct)) if confidence else None
