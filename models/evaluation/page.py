@@ -12,7 +12,7 @@ from models.evaluation.client import data_uri
 from models.evaluation.score import is_right
 from models.golden import GoldenItem
 from models.support.files import atomic_write
-from models.support.html import Axis, Page, Series, cdf, details, line, table
+from models.support.html import Axis, Page, Series, cdf, line, table
 
 SHOWN_WRONG = 24
 # An image larger than this is named, not embedded: the page must stay mailable.
@@ -119,21 +119,23 @@ def _wrong(page: Page, items: Sequence[GoldenItem], answers: Mapping[str, Answer
     wrong = [i for i in items if i.id in answers and answers[i.id].error is None and not is_right(i, answers[i.id])]
     page.section("Wrong answers", f"{len(wrong)} in all; the most confident first, at most {SHOWN_WRONG} shown.")
     wrong.sort(key=lambda i: -(answers[i.id].confidence or 0.0))
-    for item in wrong[:SHOWN_WRONG]:
-        answer = answers[item.id]
-        confidence = "" if answer.confidence is None else f", confidence {answer.confidence:.3f}"
-        head = f"{item.id}: {item.question} said {answer.text!r}, right is {item.expected!r}{confidence}"
-        page.add(details(head, _picture(item)))
+    cards = "".join(_card(item, answers[item.id]) for item in wrong[:SHOWN_WRONG])
+    if cards:
+        grid = "display:grid;grid-template-columns:repeat(auto-fill,minmax(190px,1fr));gap:12px"
+        page.add(f'<div style="{grid}">{cards}</div>')
 
 
-def _picture(item: GoldenItem) -> str:
-    if item.image.path.stat().st_size > LARGEST_EMBEDDED:
-        return f"<p>{escape(str(item.image.path.name))}</p>"
-    side = max(item.width, item.height)
-    size = f'width="{item.width * 256 // side or 1}" height="{item.height * 256 // side or 1}"'
-    return (
-        f'<figure><img alt="{escape(item.question, quote=True)}" {size} src="{data_uri(item.image).decode()}"></figure>'
-    )
+def _card(item: GoldenItem, answer: Answer) -> str:
+    """One wrong answer as a picture with what was asked, said and right."""
+    confidence = "" if answer.confidence is None else f", confidence {answer.confidence:.3f}"
+    picture = f"<p>{escape(item.image.path.name)}</p>"
+    if item.image.path.stat().st_size <= LARGEST_EMBEDDED:
+        source = data_uri(item.image).decode()
+        style = "width:100%;max-height:190px;object-fit:contain;image-rendering:pixelated"
+        picture = f'<img alt="{escape(item.question, quote=True)}" style="{style}" src="{source}">'
+    said = escape(f"said {answer.text!r}{confidence}, right is {item.expected!r}")
+    text = f'<p class="note"><b>{escape(item.question)}</b> ({escape(item.id)}): {said}</p>'
+    return f'<figure style="margin:0">{picture}{text}</figure>'
 
 
 def _context(page: Page, report: Mapping[str, Any]) -> None:
