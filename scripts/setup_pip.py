@@ -57,9 +57,7 @@ def diagnose(output: str, log: Path) -> str:
     """Return one line for what pip printed before it failed: the cause, pip's own last error, and the log's name."""
     cause = next((text for pattern, text in CAUSES if re.search(pattern, output)), None)
     errors = re.findall(r"^\s*ERROR: (.+)$", output, re.MULTILINE)
-    said = (
-        errors[-1].strip()[:200] if errors else output.strip().splitlines()[-1][:200] if output.strip() else "nothing"
-    )
+    said = (errors or output.strip().splitlines() or ["nothing"])[-1].strip()[:200]
     return f"{cause or 'pip failed'} [pip said: {said}] (log: {log}); then run make setup again, it goes on from here"
 
 
@@ -128,7 +126,7 @@ class Pip:
 
     def install(self, *args: str, each: Callable[[str], None] | None = None) -> None:
         """Run `pip install --no-deps ARGS`."""
-        self.run("install", "--no-deps", "--progress-bar", "off", *patience(), *args, each=each)
+        self.run("install", "--no-deps", "--no-compile", "--progress-bar", "off", *patience(), *args, each=each)
 
 
 class Progress:
@@ -209,9 +207,9 @@ def install_torch_cpu(pip: Pip, versions: dict[str, str], python: str, say: Call
     if any(re.match(r"(nvidia|cuda)-", need) for need in chosen.get("requires_dist", [])):
         raise SetupError(
             f"only the CUDA build of torch {versions['torch']} is to be had for Python {python} (several GB, no use"
-            f" without an NVIDIA GPU): let this machine reach {TORCH_CPU_INDEX}, or put torch-{versions['torch']}+cpu for"
-            f" cp{python.replace('.', '')} into a folder and set PIP_FIND_LINKS to it, or choose the Python that your"
-            " wheel is for (make setup PYTHON=python3.11)"
+            f" without an NVIDIA GPU): let this machine reach {TORCH_CPU_INDEX}, or put torch-{versions['torch']}+cpu"
+            f" for cp{python.replace('.', '')} into a folder and set PIP_FIND_LINKS to it, or choose the Python that"
+            " your wheel is for (make setup PYTHON=python3.11)"
         )
     pip.install(pin)
     pip.install(*[f"{name}=={version}" for name, version in versions.items() if name != "torch"])
