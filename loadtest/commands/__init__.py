@@ -1,0 +1,1 @@
+"""The sub-commands of `fovea loadtest`, one module each."""

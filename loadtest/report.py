@@ -1,0 +1,277 @@
+"""The report of one load test: `report.json`'s content, the raw records, and every file made from them."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loadtest import cost
+from loadtest.config import RunConfig, Slo, TrafficClass
+from loadtest.histogram import Histogram
+from loadtest.measure import durations, figures, histogram_summary
+from loadtest.plan import window as planned_window
+from loadtest.stats import Figure
+from loadtest.workloads.base import Workload
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SCHEMA_VERSION = "1.0"
+BUSY = 0.9  # share of a core above which the generator may be the limit
+SAMPLE = 2000  # queries that are priced at vendors' rules
+SLIP_BOUND_MS, SLIP_BOUND_SHARE = 20.0, 0.1
+
+
+@dataclass
+class Report:
+    """What a run gave.
+
+    Args:
+        data: the content of report.json.
+        records: all requests, warm-up included, sorted by intended time; dtype `loadtest.recorder.RECORD`.
+        items: per traffic class, the id of every item that occurs in `records`.
+    """
+
+    data: dict[str, Any]
+    records: NDArray[np.void] = field(repr=False)
+    items: list[dict[int, str]] = field(default_factory=list, repr=False)
+
+    @property
+    def valid(self) -> bool:
+        """Did the generator keep its own schedule?  (False: the figures are about the generator, not the server.)"""
+        return bool(self.data["valid"])
+
+    @property
+    def partial(self) -> bool:
+        """Was the run ended before its time?"""
+        return bool(self.data["partial"])
+
+
+def real_window(config: RunConfig, records: NDArray[np.void], summaries: list[dict[str, Any]]) -> tuple[float, float]:
+    """Return the measured part: as planned, or up to where the run got."""
+    low, high = planned_window(config)
+    got = max((float(s["elapsed"]) for s in summaries), default=0.0)
+    if math.isinf(high) or any(s["interrupted"] for s in summaries):
+        last = float(np.nanmax(records["end"])) if len(records) else low
+        high = min(high, max(last, low) + 1e-6) if math.isinf(high) else min(high, max(got, low))
+    return low, max(high, low + 1e-6)
+
+
+def merge_examples(summaries: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Return the first examples of each kind of error over all processes."""
+    merged: dict[str, list[str]] = {}
+    for one in summaries:
+        for kind, texts in one["examples"].items():
+            merged[kind] = (merged.get(kind, []) + texts)[:3]
+    return merged
+
+
+def build_report(
+    config: RunConfig,
+    workloads: list[Workload],
+    records: NDArray[np.void],
+    summaries: list[dict[str, Any]],
+    *,
+    started: dt.datetime,
+    about: dict[str, Any],
+    server: dict[str, Any],
+) -> Report:
+    """Return the report of the records and summaries of all processes."""
+    from models.evaluation.context import hardware, versions
+
+    window = real_window(config, records, summaries)
+    examples = merge_examples(summaries)
+    slo = config.classes[0].slo if len(config.classes) == 1 else Slo()
+    whole = figures(records, window, slo, examples)
+    failures = [s["failure"] for s in summaries if s["failure"]]
+    data: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "loadtest",
+        "command": config.command,
+        "started": started.isoformat(timespec="seconds"),
+        "partial": any(s["interrupted"] for s in summaries),
+        "failures": failures,
+        "valid": True,
+        "invalid_because": [],
+        "warnings": [],
+        "seed": config.seed,
+        "target": {"url": config.url, "model": config.model, "api": config.api, "stream": config.stream, **about},
+        "load": _load(config, window),
+        "workload": [_workload(c, w) for c, w in zip(config.classes, workloads, strict=True)],
+        **whole,
+        "inter_token_ms": histogram_summary([b for s in summaries for b in s["gaps"]]),
+    }
+    data["workload"][0]["repeats"] = sum(s["repeats"] for s in summaries)
+    data["workload"][0]["cache_busted"] = sum(s["busted"] for s in summaries)
+    if len(config.classes) > 1:
+        data["classes"] = {
+            c.name: figures(records[records["cls"] == i], window, c.slo, examples) for i, c in enumerate(config.classes)
+        }
+    data["wrong_answers"] = [w for s in summaries for w in s["wrong"]][:20]
+    data["generator"] = _generator(config, records, summaries, window)
+    _judge(config, data)
+    measured = records[(records["intended"] >= window[0]) & (records["intended"] < window[1])]
+    data["cost"], data["baselines"], data["baselines_note"] = _money(config, workloads, measured, data)
+    data["server"] = server
+    data["versions"] = versions()
+    data["hardware"] = {
+        "generator": hardware(),
+        "server": None if config.hardware is None else config.hardware.model_dump(mode="json"),
+    }
+    return Report(data, records, [_names(w, records, i) for i, w in enumerate(workloads)])
+
+
+def _load(config: RunConfig, window: tuple[float, float]) -> dict[str, Any]:
+    out = config.model_dump(
+        mode="json",
+        include={"warmup_s", "cooldown_s", "processes", "max_connections", "timeout_s", "temperature", "cache_bust"},
+    )
+    out["duration_s"] = round(window[1] - window[0], 3)
+    out["classes"] = [
+        {**c.model_dump(mode="json", exclude={"headers", "slo"}), "loop": "open" if c.open_loop else "closed"}
+        for c in config.classes
+    ]
+    return out
+
+
+def _workload(traffic: TrafficClass, workload: Workload) -> dict[str, Any]:
+    return {"class": traffic.name, "name": workload.name, "digest": workload.digest, "items": len(workload)}
+
+
+def _names(workload: Workload, records: NDArray[np.void], number: int) -> dict[int, str]:
+    used = np.unique(records["item"][records["cls"] == number])
+    return {int(i): workload.item(int(i)).id for i in used if i < len(workload)}
+
+
+def _generator(
+    config: RunConfig, records: NDArray[np.void], summaries: list[dict[str, Any]], window: tuple[float, float]
+) -> dict[str, Any]:
+    """Return how well the generator itself did: slip, waiting for connections, loop lag, CPU."""
+    measured = records[(records["intended"] >= window[0]) & (records["intended"] < window[1])]
+    opened = np.isin(measured["cls"], [i for i, c in enumerate(config.classes) if c.open_loop])
+    slip = (measured["dispatched"] - measured["intended"])[opened] * 1e3
+    lag = Histogram()
+    for one in summaries:
+        lag.merge(Histogram.from_dict(one["lag"]))
+
+    def points(values: NDArray[np.float64]) -> dict[str, float | None]:
+        if not len(values):
+            return {"p50": None, "p99": None, "max": None}
+        at = np.quantile(values, (0.5, 0.99, 1.0))
+        return {k: float(f"{v:.4g}") for k, v in zip(("p50", "p99", "max"), at, strict=True)}
+
+    lags = (
+        {k: float(f"{lag.percentile(q) * 1e3:.4g}") for k, q in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))}
+        if lag.n
+        else {}
+    )
+    return {
+        "slip_ms": points(slip),
+        "loop_lag_ms": lags,
+        "cpu_cores": [round(float(s["cpu"]), 3) for s in summaries],
+        "peak_connections": sum(s["peak_connections"] for s in summaries),
+        "resent": int(measured["resent"].sum()),
+    }
+
+
+def slip_bound(config: RunConfig, latency_p50: float | None) -> float:
+    """Return the bound on the p99 of the slip, in ms."""
+    if config.max_slip_ms is not None:
+        return config.max_slip_ms
+    return max(SLIP_BOUND_MS, SLIP_BOUND_SHARE * (latency_p50 or 0.0))
+
+
+def _judge(config: RunConfig, data: dict[str, Any]) -> None:
+    """Decide whether the run is valid, and warn of what the reader must know."""
+    own, p50 = data["generator"], data["latency_ms"]["p50"]["value"]
+    bound = own["slip_bound_ms"] = slip_bound(config, p50)
+    for name, values in (("schedule slip", own["slip_ms"]), ("event-loop lag", own["loop_lag_ms"])):
+        worst = values.get("p99")
+        if worst is not None and worst > bound:
+            text = f"{name} p99 {worst:.3g} ms is above {bound:.3g} ms: the generator was late, not the server"
+            data["invalid_because"].append(text)
+    data["valid"] = not data["invalid_because"]
+    warn = data["warnings"].append
+    if max(own["cpu_cores"], default=0.0) > BUSY:
+        warn("a load process used a whole core: the generator may be the limit; use more --processes")
+    queue = data["queue_ms"]["p95"]["value"]
+    if queue is not None and p50 and queue > max(5.0, 0.2 * p50) and own["peak_connections"] >= config.max_connections:
+        warn("requests waited for a free connection (the wait is in the latency); raise --max-connections")
+    if data["workload"][0]["repeats"]:
+        times = f"{data['workload'][0]['repeats']:,}"
+        warn(f"{times} requests repeated an earlier prompt: the server's caches may have helped")
+    if config.stream and data["requests"] > data["errors"] and data["ttft_ms"]["p50"]["n"] == 0:
+        warn("no reply was streamed, so there is no time to first token")
+    if data["unfinished"]:
+        warn(f"{data['unfinished']:,} requests were still running when the run was stopped; they are in no figure")
+    share = (data["n_eff_p99"] or 0) / max(1, data["latency_ms"]["p99"]["n"])
+    if data["n_eff_p99"] is not None and share < 0.2:
+        warn("the slowest requests come in few bursts: intervals of the tail are wide, and a longer run narrows them")
+
+
+def _money(
+    config: RunConfig, workloads: list[Workload], measured: NDArray[np.void], data: dict[str, Any]
+) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
+    ok = measured[measured["kind"] == 0]
+    spending: dict[str, Any] = {"formula": cost.FORMULA, "currency": "USD"}
+    if config.hardware is None:
+        missing = {"value": None, "low": None, "high": None, "n": len(ok), "note": "no hardware section given"}
+        spending |= {"usd_per_query": missing, "usd_per_correct_answer": dict(missing)}
+    else:
+        rps = data["throughput_rps"]
+        query = cost.per_query(
+            config.hardware, Figure(rps["value"], rps["low"], rps["high"], rps["n"], rps.get("note", ""))
+        )
+        right = data["accuracy"]
+        share = Figure(right["value"], right["low"], right["high"], right["n"])
+        spending |= {"usd_per_query": query, "usd_per_correct_answer": cost.per_correct(query, share)}
+        spending["inputs"] = config.hardware.model_dump(mode="json")
+    picked = ok[np.linspace(0, len(ok) - 1, min(len(ok), SAMPLE)).astype(int)] if len(ok) else ok
+    shapes = []
+    for row in picked:
+        workload = workloads[int(row["cls"])]
+        if int(row["item"]) < len(workload):
+            shapes.append((workload.item(int(row["item"])).shape, int(row["completion_tokens"])))
+    rows, note = cost.baselines(shapes)
+    return spending, rows, note
+
+
+def write_reports(report: Report, out: Path | str) -> dict[str, Path]:
+    """Write every file of the report into a folder; return them by kind.
+
+    Raises:
+        UsageError: the folder cannot be written to, or the disk is full.
+    """
+    from loadtest.html_report import render
+    from loadtest.text_report import markdown, prometheus, write_csv
+    from models.support.files import atomic_write, write_json
+
+    folder = Path(out)
+    paths = {kind: folder / name for kind, name in FILES.items()}
+    # The one that everything else can be made from comes first.
+    write_json(paths["json"], report.data)
+    write_csv(paths["csv"], report)
+    for kind, text in (
+        ("html", render(report.data)),
+        ("markdown", markdown(report.data)),
+        ("prometheus", prometheus(report.data)),
+    ):
+        with atomic_write(paths[kind]) as file:
+            file.write(text)
+    return paths
+
+
+FILES = {
+    "json": "report.json",
+    "html": "report.html",
+    "markdown": "report.md",
+    "csv": "requests.csv",
+    "prometheus": "report.prom",
+}
+
+__all__ = ["SCHEMA_VERSION", "Report", "build_report", "durations", "write_reports"]

@@ -1,0 +1,164 @@
+"""What the server says of itself while the load runs: Prometheus endpoints, and NVIDIA GPUs of this machine."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PERIOD_S = 1.0
+NVIDIA_SMI = ("nvidia-smi", "--query-gpu=index,utilization.gpu,memory.used,power.draw", "--format=csv,noheader,nounits")
+
+# Metric name -> (what it is called in the report, unit, kind).  A counter is shown as its rate; a histogram as mean of
+# its values.  Names are vLLM's and this project's; others are ignored.
+WATCHED = {
+    "vllm:num_requests_running": ("running requests (batch size)", "", "gauge"),
+    "vllm:num_requests_waiting": ("waiting requests (queue)", "", "gauge"),
+    "vllm:kv_cache_usage_perc": ("KV cache in use", "share", "gauge"),
+    "vllm:gpu_cache_usage_perc": ("KV cache in use", "share", "gauge"),
+    "vllm:prefix_cache_hits": ("prefix cache hits", "tokens/s", "counter"),
+    "vllm:prefix_cache_queries": ("prefix cache queries", "tokens/s", "counter"),
+    "vllm:mm_cache_hits": ("image cache hits", "1/s", "counter"),
+    "vllm:mm_cache_queries": ("image cache queries", "1/s", "counter"),
+    "vllm:num_preemptions": ("preemptions", "1/s", "counter"),
+    "vllm:prompt_tokens": ("prompt tokens", "1/s", "counter"),
+    "vllm:generation_tokens": ("generated tokens", "1/s", "counter"),
+    "vllm:request_queue_time_seconds": ("time in the queue", "s", "histogram"),
+    "vllm:time_to_first_token_seconds": ("time to first token, server's view", "s", "histogram"),
+    "vllm:e2e_request_latency_seconds": ("end to end, server's view", "s", "histogram"),
+    "vllm:request_prefill_time_seconds": ("prefill", "s", "histogram"),
+    "vllm:request_decode_time_seconds": ("decode", "s", "histogram"),
+}
+
+
+def has_gpu() -> bool:
+    """Is there an NVIDIA GPU in this machine?"""
+    return Path("/dev/nvidia0").exists()
+
+
+def parse_metrics(text: str) -> dict[str, float]:
+    """Return the sum over all label sets of each sample in Prometheus text format; lines that are none are skipped."""
+    sums: dict[str, float] = {}
+    for line in text.splitlines():
+        if not line or line[0] == "#":
+            continue
+        if "{" in line:
+            name, _, rest = line.partition("{")
+            value = rest.rpartition("}")[2].split()
+        else:
+            name, _, rest = line.partition(" ")
+            value = rest.split()
+        try:
+            number = float(value[0])
+        except (IndexError, ValueError):
+            continue
+        if math.isfinite(number):
+            sums[name.strip()] = sums.get(name.strip(), 0.0) + number
+    return sums
+
+
+@dataclass
+class _Track:
+    """Values of one metric over the run."""
+
+    unit: str
+    values: list[float] = field(default_factory=list)
+
+
+class Telemetry:
+    """Scrapes once a second in a thread of its own, as a context manager; `result()` afterwards."""
+
+    def __init__(self, urls: tuple[str, ...], gpu: bool | None = None):
+        self.urls = urls
+        self.gpu = has_gpu() if gpu is None else gpu
+        self.tracks: dict[str, _Track] = {}
+        self.problems: list[str] = []
+        self._first: dict[str, dict[str, float]] = {}
+        self._last: dict[str, dict[str, float]] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="telemetry", daemon=True)
+
+    def __enter__(self) -> Telemetry:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def _loop(self) -> None:
+        while True:
+            for url in self.urls:
+                self._scrape(url)
+            if self.gpu:
+                self._gpus()
+            if self._stop.wait(PERIOD_S):
+                break
+        for url in self.urls:
+            self._scrape(url)  # once more, so that counters cover the whole run
+
+    def _problem(self, text: str) -> None:
+        if text not in self.problems:
+            self.problems.append(text)
+
+    def _scrape(self, url: str) -> None:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as reply:
+                now = parse_metrics(reply.read(8 << 20).decode("utf-8", "replace"))
+        except (OSError, ValueError) as error:  # unreachable, not HTTP, not a URL
+            self._problem(f"{url}: {error}")
+            return
+        before = self._last.get(url)
+        self._first.setdefault(url, now)
+        self._last[url] = now
+        for metric, (name, unit, kind) in WATCHED.items():
+            if kind == "gauge" and metric in now:
+                self._add(name, unit, now[metric])
+            elif kind == "counter" and before is not None:
+                total = metric if metric in now else metric + "_total"
+                if total in now and total in before:
+                    self._add(name, unit, max(0.0, now[total] - before[total]) / PERIOD_S)
+
+    def _add(self, name: str, unit: str, value: float) -> None:
+        self.tracks.setdefault(name, _Track(unit)).values.append(value)
+
+    def _gpus(self) -> None:
+        try:
+            done = subprocess.run(NVIDIA_SMI, capture_output=True, text=True, timeout=5, check=True)
+        except (OSError, subprocess.SubprocessError) as error:
+            self._problem(f"nvidia-smi: {error}")
+            self.gpu = False
+            return
+        for line in done.stdout.splitlines():
+            index, *figures = (part.strip() for part in line.split(","))
+            for (name, unit), value in zip((("use", "%"), ("memory", "MiB"), ("power", "W")), figures, strict=False):
+                try:
+                    self._add(f"GPU {index} {name}", unit, float(value))
+                except ValueError:
+                    self._problem(f"GPU {index} {name}: {value}")
+
+    def result(self) -> dict[str, Any]:
+        """Return rows (name, unit, mean, max, last) and what could not be read."""
+        rows = [
+            {
+                "name": n,
+                "unit": t.unit,
+                "mean": sum(t.values) / len(t.values),
+                "max": max(t.values),
+                "last": t.values[-1],
+            }
+            for n, t in self.tracks.items()
+        ]
+        for url in self.urls:
+            first, last = self._first.get(url, {}), self._last.get(url, {})
+            for metric, (name, unit, kind) in WATCHED.items():
+                count = last.get(metric + "_count", 0) - first.get(metric + "_count", 0)
+                if kind == "histogram" and count > 0:
+                    mean = (last[metric + "_sum"] - first[metric + "_sum"]) / count
+                    rows.append({"name": name, "unit": unit, "mean": mean, "max": None, "last": None})
+        return {"rows": rows, "problems": self.problems, "urls": list(self.urls)}
