@@ -1,0 +1,137 @@
+"""`fovea serve`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from serving.stack import Stack
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `fovea serve`'s arguments."""
+    parser.add_argument("stack", nargs="?", default="stack.yaml", help="stack file (default: stack.yaml)")
+    parser.add_argument("--schema", action="store_true", help="print the stack file's JSON Schema and exit")
+    parser.add_argument("--check", action="store_true", help="check the stack file and exit")
+    parser.add_argument("--host", help="override listen.host")
+    parser.add_argument("--port", type=int, help="override listen.port")
+    parser.add_argument("--json", action="store_true", help="print events as JSON lines")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGTERM or Ctrl-C; return 0 when everything stopped cleanly."""
+    from serving.stack import Stack, load_stack
+
+    if args.schema:
+        print(json.dumps(Stack.model_json_schema(), indent=2))
+        return 0
+    stack = load_stack(args.stack)
+    listen = {k: v for k, v in (("host", args.host), ("port", args.port)) if v is not None}
+    if listen:
+        from serving.stack import parse_stack
+
+        data = stack.model_dump(mode="json")
+        stack = parse_stack({**data, "listen": {**data["listen"], **listen}})
+    for model in stack.models:
+        _ = model.path  # a missing checkpoint is told before anything is started
+    if args.check:
+        print(json.dumps(stack.model_dump(mode="json")) if args.json else f"{args.stack}: {len(stack.models)} model(s), ok")
+        return 0
+    return serve(stack, Events(args.json))
+
+
+class Events:
+    """Tells a person (or, as JSON lines, a program) what is going on: lines with the time since the start."""
+
+    def __init__(self, as_json: bool):
+        self.as_json, self.began = as_json, time.monotonic()
+
+    def say(self, text: str, **fields: Any) -> None:
+        """Print one event."""
+        if self.as_json:
+            print(json.dumps({"event": text, "seconds": round(time.monotonic() - self.began, 1), **fields}), flush=True)
+        else:
+            print(f"[{time.monotonic() - self.began:5.1f} s] {text}", file=sys.stderr, flush=True)
+
+
+def serve(stack: Stack, events: Events, started: Any = None, stop: threading.Event | None = None) -> int:
+    """Start Ray and the stack, serve until SIGTERM, SIGINT or `stop`, then drain and stop.
+
+    Args:
+        stack: what to serve.
+        events: where to report.
+        started: called without arguments when the stack is ready.
+        stop: set by the caller to end; signals set it too.
+    """
+    from serving import runtime
+
+    stop = stop or threading.Event()
+    interrupts = 0
+
+    def on_signal(number: int, frame: object) -> None:
+        nonlocal interrupts
+        interrupts += 1
+        stop.set()
+        if interrupts > 2:
+            os._exit(130)
+
+    runtime.check_port(stack.listen.host, stack.listen.port)
+    old = {}
+    if threading.current_thread() is threading.main_thread():
+        old = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        events.say("starting Ray")
+        with runtime.local_ray(stack):
+            runtime.deploy(stack)
+            if not runtime.wait_until_running(stack, events.say, stop):
+                return 130
+            host = f"[{stack.listen.host}]" if ":" in stack.listen.host else stack.listen.host
+            url = f"http://{host}:{stack.listen.port}/v1"
+            runtime.wait_until_answering(stack, stop)
+            events.say(f"ready at {url} ({', '.join(m.name for m in stack.models)})", url=url, ready=True)
+            if not events.as_json:
+                print(paste(url, stack.models[0].name), flush=True)
+            if started is not None:
+                started()
+            stop.wait()
+            events.say("draining")
+            runtime.drain(stack, events.say)
+            runtime.stop_serve()
+        events.say("stopped")
+        return 0
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+# a red rectangle on 64x64 pixels, so that the example below needs no file
+_SQUARE = (
+    "iVBORw0KGgoAAAANSUhEUgAAAEAAAABAAQMAAACQp+OdAAAABlBMVEX18Pr/AAD/"
+    "T6MWAAAAE0lEQVR42mNgGJLgPxAMR8aQAwCchV+h2mB/YAAAAABJRU5ErkJggg=="
+)
+
+
+def paste(url: str, model: str) -> str:
+    """Return a curl command with an image in it that a person can paste."""
+    body = {
+        "model": model,
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_SQUARE}"}},
+                    {"type": "text", "text": "what color is the shape?"},
+                ],
+            }
+        ],
+        "max_tokens": 8,
+    }
+    return f"curl -s {url}/chat/completions -H 'content-type: application/json' -d '{json.dumps(body)}'"

@@ -1,0 +1,94 @@
+"""Start vLLM's engine in this process and build vLLM's own API app on it, without a server."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from models.support.errors import UsageError
+
+if TYPE_CHECKING:
+    from serving.stack import Model
+
+
+@dataclass
+class Engine:
+    """A running engine.
+
+    Attributes:
+        client: vLLM's `AsyncLLM`.
+        app: vLLM's FastAPI app, its state initialized.
+        args: the arguments that vLLM's own command line would have had.
+    """
+
+    client: Any
+    app: Any
+    args: argparse.Namespace
+
+    def shutdown(self) -> None:
+        """Stop the engine's processes."""
+        self.client.shutdown()
+
+
+def engine_args(model: Model) -> argparse.Namespace:
+    """Return vLLM's server arguments for a model of the stack.
+
+    Raises:
+        UsageError: `engine_args` has a name that vLLM does not know.
+    """
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+    args.model = model.path
+    args.served_model_name = [model.name]
+    args.revision = model.revision
+    args.dtype = model.dtype
+    args.quantization = model.quantization
+    args.max_model_len = model.max_model_len
+    args.limit_mm_per_prompt = {"image": model.images_per_prompt, "video": 0}
+    args.disable_uvicorn_access_log = True
+    for name, value in model.engine_args.items():
+        if not hasattr(args, name):
+            close = difflib.get_close_matches(name, vars(args), n=1)
+            fix = f"did you mean {close[0]!r}?" if close else "see vLLM's engine arguments"
+            raise UsageError("vLLM has no such argument", field=f"models.{model.name}.engine_args.{name}", value=value, fix=fix)
+        setattr(args, name, value)
+    if args.tool_call_parser:
+        args.enable_auto_tool_choice = True
+    return args
+
+
+def engine_environment(model: Model) -> dict[str, str]:
+    """Return the environment variables that the engine's processes need, for CPU or GPU."""
+    common = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if not model.gpus:
+        common["VLLM_CPU_KVCACHE_SPACE"] = str(model.cpu_kv_cache_gib)
+    return common
+
+
+async def start_engine(model: Model) -> Engine:
+    """Load the model and return when the engine can answer."""
+    os.environ.update(engine_environment(model))
+
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.openai.api_server import build_app, init_app_state
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    args = engine_args(model)
+    config = AsyncEngineArgs.from_cli_args(args).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    client = AsyncLLM.from_vllm_config(config, usage_context=UsageContext.OPENAI_API_SERVER, disable_log_stats=False)
+    try:
+        await client.reset_mm_cache()
+        tasks = await client.get_supported_tasks()
+        app = build_app(args, tasks, client.model_config)
+        await init_app_state(client, app.state, args, tasks)
+        app.state.server = argparse.Namespace(should_exit=False)  # vLLM's error handler sets it; Serve restarts replicas
+    except BaseException:
+        client.shutdown()
+        raise
+    return Engine(client, app, args)

@@ -1,0 +1,85 @@
+"""One request and its answer, shared by all layers through the ASGI scope.
+
+The body is read once (by `admit`) and parsed once (by whoever asks first).  Later layers leave here what they found:
+tenant and keys, cache key, route, confidence and cost have their place in `notes` until they get fields of their own.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from serving.errors import ApiError
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope
+
+    from serving.media import Picture
+
+KEY = "fovea"
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What the layers know about one request.
+
+    Attributes:
+        request_id: the client's `x-request-id`, or a new one.
+        started: `time.perf_counter()` when the request entered.
+        body: raw request body, set once it was read.
+        pictures: screened images in the order of the request.
+        image_tokens: prompt tokens that the pictures take, by the model's own rule.
+        error_kind: why the request failed, a word of bounded cardinality (metrics label), or None.
+        notes: what layers of other issues leave for one another.
+    """
+
+    request_id: str
+    started: float = field(default_factory=time.perf_counter)
+    body: bytes | None = None
+    pictures: list[Picture] = field(default_factory=list)
+    image_tokens: int = 0
+    error_kind: str | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+    _json: Any = None
+
+    def json(self) -> dict[str, Any]:
+        """Return the parsed body, a mapping.
+
+        Raises:
+            ApiError: 400, the body is not a JSON object.
+        """
+        if self._json is None:
+            try:
+                parsed = orjson.loads(self.body or b"")
+            except orjson.JSONDecodeError as error:
+                raise ApiError(400, f"The body is not valid JSON: {error}.", kind="bad_json") from error
+            if not isinstance(parsed, dict):
+                raise ApiError(400, "The body must be a JSON object.", kind="bad_json")
+            self._json = parsed
+        return self._json
+
+    def replace_body(self, value: dict[str, Any]) -> None:
+        """Replace the body by `value`; what comes after sees the new one."""
+        self._json, self.body = value, orjson.dumps(value)
+
+    def replay(self, receive: Receive) -> Receive:
+        """Return a `receive` that first gives the body that was read, then what the client does (disconnect)."""
+        given = False
+
+        async def replayed() -> Any:
+            nonlocal given
+            if given or self.body is None:
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": self.body, "more_body": False}
+
+        return replayed
+
+
+def exchange_of(scope: Scope) -> Exchange:
+    """Return the exchange that the outermost layer put into `scope`."""
+    exchange: Exchange = scope[KEY]
+    return exchange

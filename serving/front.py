@@ -1,0 +1,199 @@
+"""`/v1` of a stack with several models: forwards each request to its model's own application by the `model` field.
+
+CPU only.  Bodies and streams are passed on as they come; a client that leaves ends the forwarded request, which aborts
+the generation.  `GET /v1/models` lists all models; `/health`, `/ready` and `/metrics` speak for the whole stack.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from serving.errors import ApiError
+from serving.exchange import exchange_of
+from serving.layers.admit import Admit
+from serving.layers.record import Record
+from serving.middleware import Straight
+from serving.stack import Model, Stack
+
+if TYPE_CHECKING:
+    import aiohttp
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+HOP_BY_HOP = frozenset(
+    (b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"host", b"content-length")
+)
+
+
+class Front:
+    """The front's deployment.
+
+    Args:
+        stack: the stack file as plain data.
+    """
+
+    def __init__(self, stack: dict[str, Any]):
+        self.stack = Stack.model_validate(stack)
+        self.forward: Forward | None = None
+
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
+        self.forward = Forward(self.stack)
+        own = Model(name="front", source="front")
+        Straight.target = Record(Admit(self.forward, self.stack, own), self.stack, own)
+        return Straight.target
+
+    async def drain(self) -> int:
+        """Refuse new requests from now on and return how many are still running."""
+        Admit.gate.draining = True
+        return Admit.gate.inside
+
+    async def __del__(self) -> None:
+        if self.forward is not None and self.forward.session is not None:
+            await self.forward.session.close()
+
+
+class Forward:
+    """The ASGI app that forwards."""
+
+    def __init__(self, stack: Stack):
+        self.stack = stack
+        host = f"[{stack.listen.host}]" if ":" in stack.listen.host else stack.listen.host
+        self.base = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{stack.listen.port}"
+        self.prefixes = {model.name: model.prefix for model in stack.models}
+        self.session: aiohttp.ClientSession | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            raise ApiError(404, "Only HTTP is served here.", kind="not_found")
+        if self.session is None:
+            import aiohttp
+
+            self.session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None, connect=10), auto_decompress=False
+            )
+        path = scope["path"]
+        if path in ("/health", "/ready"):
+            await self._probe(path, send)
+        elif path == "/metrics":
+            await self._pipe("GET", next(iter(self.prefixes.values())) + path, scope, None, receive, send)
+        elif path == "/v1/models":
+            await self._models(send)
+        else:
+            model = self._model_of(scope)
+            query = f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else ""
+            await self._pipe(scope["method"], self.prefixes[model] + path + query, scope, exchange_of(scope).body, receive, send)
+
+    def _model_of(self, scope: Scope) -> str:
+        """Return the model that a request is for.
+
+        Raises:
+            ApiError: 400, no `model`; 404, an unknown one.
+        """
+        exchange = exchange_of(scope)
+        name = exchange.json().get("model") if exchange.body else None
+        known = ", ".join(self.prefixes)
+        if not isinstance(name, str):
+            raise ApiError(400, f"Say which model the request is for; this stack serves {known}.", kind="no_model", param="model")
+        if name not in self.prefixes:
+            raise ApiError(404, f"This stack does not serve {name[:80]!r}; it serves {known}.", kind="unknown_model", param="model")
+        return name
+
+    async def _pipe(
+        self, method: str, path: str, scope: Scope, body: bytes | None, receive: Receive, send: Send
+    ) -> None:
+        assert self.session is not None
+        headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in scope["headers"] if n not in HOP_BY_HOP]
+        if body is not None:
+            await receive()  # the body, which the exchange has
+        work = asyncio.create_task(self._forward(method, path, headers, body, send))
+        leave = asyncio.create_task(_left(receive))
+        try:
+            await asyncio.wait((work, leave), return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+            else:
+                exchange_of(scope).error_kind = "client_left"
+        finally:
+            leave.cancel()
+            if not work.done():
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
+
+    async def _forward(self, method: str, path: str, headers: list[tuple[str, str]], body: bytes | None, send: Send) -> None:
+        import aiohttp
+
+        assert self.session is not None
+        started = False
+        try:
+            async with self.session.request(method, self.base + path, headers=headers, data=body, allow_redirects=False) as answer:
+                kept = [(n.lower(), v) for n, v in answer.raw_headers if n.lower() not in HOP_BY_HOP and n.lower() != b"x-request-id"]
+                if answer.content_length is not None:
+                    kept.append((b"content-length", str(answer.content_length).encode()))
+                await send({"type": "http.response.start", "status": answer.status, "headers": kept})
+                started = True
+                async for chunk in answer.content.iter_any():
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                await send({"type": "http.response.body", "body": b""})
+        except aiohttp.ClientError as error:
+            if started:
+                raise
+            raise ApiError(503, "The model's application does not answer.", kind="model_unreachable", retry_after=1) from error
+
+    async def _models(self, send: Send) -> None:
+        data = []
+        for prefix in self.prefixes.values():
+            status, body = await self._get(f"{prefix}/v1/models")
+            if status == 200:
+                data += orjson.loads(body)["data"]
+        await _json(send, 200, {"object": "list", "data": data})
+
+    async def _probe(self, path: str, send: Send) -> None:
+        answers = {name: await self._get(prefix + path) for name, prefix in self.prefixes.items()}
+        ok = all(status == 200 for status, _ in answers.values()) and not Admit.gate.draining
+        states = {name: orjson.loads(body) if status in (200, 503) and body[:1] == b"{" else {"status": status} for name, (status, body) in answers.items()}
+        await _json(send, 200 if ok else 503, {"status": "ok" if ok else "not ready", "models": states})
+
+    async def _get(self, path: str) -> tuple[int, bytes]:
+        import aiohttp
+
+        assert self.session is not None
+        try:
+            async with self.session.get(self.base + path, timeout=aiohttp.ClientTimeout(total=5)) as answer:
+                return answer.status, await answer.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            return 0, type(error).__name__.encode()
+
+
+def bind_front(stack: Stack) -> Any:
+    """Return the front's Ray Serve application."""
+    from ray import serve
+
+    deployment = serve.deployment(serve.ingress()(Front))
+    return deployment.options(
+        name="front", max_ongoing_requests=100_000, ray_actor_options={"num_cpus": 1}, graceful_shutdown_timeout_s=stack.drain_s
+    ).bind(stack.model_dump(mode="json"))
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
+
+
+async def _json(send: Send, status: int, value: object) -> None:
+    body = orjson.dumps(value)
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,69 @@
+"""Outermost layer: request id, timing, metrics, and the last line of defence for errors.
+
+Every answer carries `x-request-id`.  Streams are passed through chunk by chunk.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from typing import TYPE_CHECKING
+
+from serving.errors import ApiError
+from serving.exchange import KEY, Exchange
+from serving.metrics import METRICS, route_label
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from serving.stack import Model, Stack
+
+logger = logging.getLogger("fovea.serving")
+_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+
+class Record:
+    """See the module's docstring."""
+
+    def __init__(self, app: ASGIApp, stack: Stack, model: Model):
+        self.app = app
+        self.metrics = METRICS.for_model(model.name) if stack.metrics else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        request_id = given.decode() if _ID.fullmatch(given) else uuid.uuid4().hex
+        exchange = scope[KEY] = Exchange(request_id)
+        status = 0
+        first = last = 0.0
+
+        async def timed(message: Message) -> None:
+            nonlocal status, first, last
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            elif message.get("body"):
+                last = time.perf_counter()
+                first = first or last
+            await send(message)
+
+        try:
+            await self.app(scope, receive, timed)
+        except ApiError as error:
+            exchange.error_kind = error.kind
+            if status:
+                raise
+            await error.send(timed)
+        except Exception:
+            exchange.error_kind = "internal"
+            logger.exception("request %s failed", request_id)
+            if status:
+                raise
+            await ApiError(500, f"Internal error; quote request {request_id}.", kind="internal").send(timed)
+        finally:
+            if self.metrics is not None:
+                self.metrics.observe(exchange, route_label(scope["path"]), status, first)

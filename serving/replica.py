@@ -1,0 +1,210 @@
+"""One replica: a Ray Serve deployment whose ASGI app is the layers around vLLM, in one process with vLLM's client.
+
+Ray's own HTTP listener in the replica answers Ray's probes and hands everything else to the app built here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import io
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from serving.engine import start_engine
+from serving.layers import build_layers
+from serving.layers.admit import Admit
+from serving.layers.screen import CHAT
+from serving.middleware import Straight
+from serving.peers import Peers
+from serving.stack import Stack
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+logger = logging.getLogger("fovea.serving")
+
+
+class Replica:
+    """Hosts one engine.
+
+    Args:
+        stack: the stack file as plain data (it crosses process borders).
+        name: which of its models this replica serves.
+    """
+
+    def __init__(self, stack: dict[str, Any], name: str):
+        self.stack = Stack.model_validate(stack)
+        self.model = next(model for model in self.stack.models if model.name == name)
+        self.engine: Any = None
+        self.router: Router | None = None
+        self.peers: Peers | None = None
+
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Start the engine, answer one image through the whole path, and return the app (called once by Ray Serve)."""
+        self.engine = await start_engine(self.model)
+        self.peers = await Peers.start(self.model.name) if self.stack.metrics else None
+        self.router = Router(self.engine, self.stack, self.model.name, self.peers)
+        app = build_layers(self.router, self.stack, self.model)
+        self.router.canary = Canary(app, self.model.name, self.stack.ready.within_s, self.model.images_per_prompt > 0)
+        await self.router.canary.start()
+        prefix = "" if len(self.stack.models) == 1 else self.model.prefix
+        Straight.target, Straight.prefix = app, prefix
+        return app
+
+    async def check_health(self) -> None:
+        """Raise when the engine is dead, so that Ray Serve replaces the replica."""
+        if self.engine is not None:
+            await self.engine.client.check_health()
+
+    async def drain(self) -> int:
+        """Refuse new requests from now on and return how many are still running."""
+        Admit.gate.draining = True
+        return Admit.gate.inside
+
+    async def __del__(self) -> None:
+        Admit.gate.draining = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.stack.drain_s):
+                await Admit.gate.empty.wait()
+        if self.router is not None and self.router.canary is not None:
+            self.router.canary.stop()
+        if self.peers is not None:
+            await self.peers.stop()
+        if self.engine is not None:
+            self.engine.shutdown()
+
+
+class Router:
+    """Behind the layers: probes, metrics, the direct chat endpoint, and vLLM's own app for everything else."""
+
+    def __init__(self, engine: Any, stack: Stack, name: str, peers: Peers | None):
+        from serving.chat import ChatEndpoint
+        from serving.stack import Limits
+
+        self.engine, self.name, self.peers, self.app = engine, name, peers, engine.app
+        self.chat = ChatEndpoint(engine.app.state, (stack.limits or Limits()).choices)
+        self.canary: Canary | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path == CHAT and scope["method"] == "POST":
+            await self.chat(scope, receive, send)
+            if self.canary is not None and scope["fovea"].pictures and not scope["fovea"].error_kind:
+                self.canary.answered = time.monotonic()
+        elif path == "/health":
+            await self._health(send)
+        elif path == "/ready":
+            assert self.canary is not None
+            await self.canary.report(send)
+        elif path == "/metrics" and self.peers is not None:
+            await _text(send, 200, await self.peers.metrics())
+        else:
+            await self.app(scope, receive, send)
+
+    async def _health(self, send: Send) -> None:
+        try:
+            await self.engine.client.check_health()
+        except Exception as error:  # any failure of the engine means the same to a probe
+            await _json(send, 503, {"status": "engine dead", "model": self.name, "reason": type(error).__name__})
+            return
+        await _json(send, 200, {"status": "ok", "model": self.name})
+
+
+class Canary:
+    """Knows when an image was last answered, and asks about one when nobody else has for a while."""
+
+    def __init__(self, app: ASGIApp, name: str, within_s: float, image: bool):
+        self.app, self.within_s, self.answered = app, within_s, float("-inf")
+        self.problem = "no image was answered yet"
+        content: Any = "ok?"
+        if image:
+            from PIL import Image
+
+            buffer = io.BytesIO()
+            Image.new("RGB", (64, 64), (255, 0, 0)).save(buffer, "PNG")
+            url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+            content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "ok?"}]
+        message = [{"role": "user", "content": content}]
+        self.body = orjson.dumps({"model": name, "messages": message, "max_tokens": 1, "temperature": 0})
+        self.task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Ask once now (so that the first client does not pay the warm-up), then keep watch."""
+        await self._ask()
+        self.task = asyncio.create_task(self._watch())
+
+    def stop(self) -> None:
+        """Stop watching."""
+        if self.task is not None:
+            self.task.cancel()
+
+    async def report(self, send: Send) -> None:
+        """Answer `/ready`."""
+        age = time.monotonic() - self.answered
+        if Admit.gate.draining:
+            await _json(send, 503, {"status": "draining"})
+        elif age <= self.within_s:
+            await _json(send, 200, {"status": "ready", "answered_s_ago": round(age, 1)})
+        else:
+            await _json(send, 503, {"status": "not ready", "reason": self.problem})
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self.within_s / 3)
+            if time.monotonic() - self.answered > self.within_s / 3:
+                await self._ask()
+
+    async def _ask(self) -> None:
+        status, sent = 0, False
+
+        async def receive() -> dict[str, Any]:
+            nonlocal sent
+            if sent:
+                await asyncio.Event().wait()  # this client never leaves
+            sent = True
+            return {"type": "http.request", "body": self.body, "more_body": False}
+
+        async def send(message: Any) -> None:
+            nonlocal status
+            status = message.get("status", status)
+
+        scope = {
+            "type": "http", "method": "POST", "path": CHAT, "root_path": "", "query_string": b"",
+            "headers": [(b"content-type", b"application/json"), (b"x-request-id", b"canary")],
+        }  # fmt: skip
+        try:
+            async with asyncio.timeout(self.within_s):
+                await self.app(scope, receive, send)
+        except TimeoutError:
+            self.problem = f"the canary got no answer within {self.within_s:g} s"
+            return
+        except Exception as error:
+            self.problem = f"the canary failed: {type(error).__name__}"
+            logger.exception("canary failed")
+            return
+        if status == 200:
+            self.answered = time.monotonic()
+        else:
+            self.problem = f"the canary got status {status}"
+
+
+async def _json(send: Send, status: int, value: object) -> None:
+    await _send(send, status, b"application/json", orjson.dumps(value))
+
+
+async def _text(send: Send, status: int, body: bytes) -> None:
+    await _send(send, status, b"text/plain; version=0.0.4; charset=utf-8", body)
+
+
+async def _send(send: Send, status: int, kind: bytes, body: bytes) -> None:
+    headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,241 @@
+"""Start and stop Ray and Ray Serve for a stack, on this machine or on a cluster that is there.
+
+The settings below are the difference between Ray Serve as it comes and the fast path; docs/benchmarks.md has the
+account.  They must be in the environment of every Ray process, which is why they are set before Ray is imported.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.support.errors import CheckFailed, UsageError
+
+if TYPE_CHECKING:
+    from serving.stack import Model, Stack
+
+
+def fast_path_environment(folder: Path, metrics_port: int, stats_port: int) -> dict[str, str]:
+    """Return the environment of every Ray process.
+
+    Args:
+        folder: where HAProxy's configuration and sockets go (one per stack, so that two stacks do not meet).
+        metrics_port: port of HAProxy's own metrics, which Ray insists on.
+        stats_port: likewise for its statistics.
+    """
+    return {
+        # HAProxy instead of Ray's Python proxy; it connects to the replica's own listener
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # Ray's hook for middleware in front of a replica; see serving/middleware.py
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.middleware.straight",
+        # Ray starts workers at nice 15: anything else on the machine would starve the model
+        "RAY_worker_niceness": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_enable_metrics_collection": "0",
+        "RAY_event_stats": "0",
+        "RAY_task_events_report_interval_ms": "0",
+        "RAY_DEDUP_LOGS": "0",
+        # Ray would kill a replica when the whole machine is at 95% of its memory, page cache included
+        "RAY_memory_monitor_refresh_ms": "0",
+    }
+
+
+def free_port() -> int:
+    """Return a port on loopback that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse a port that is taken.
+
+    Raises:
+        UsageError: something listens there already, or the address is not this machine's.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UsageError(f"cannot listen there: {error.strerror}", field="listen", value=f"{host}:{port}", fix="choose another port") from error
+
+
+@contextmanager
+def local_ray(stack: Stack) -> Iterator[None]:
+    """Start Ray on this machine for one stack, and stop it and remove its files at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="fovea-"))
+    os.environ.update(fast_path_environment(folder, free_port(), free_port()))
+    root = str(Path(__file__).resolve().parent.parent)
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, *(path for path in paths if path and path != root)])
+
+    import ray
+
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _node_ip_address="127.0.0.1",
+            num_cpus=sum(model.replicas for model in stack.models) + 2,
+            object_store_memory=256 * 2**20,
+            _temp_dir=str(folder),
+        )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def deploy(stack: Stack) -> None:
+    """Start deploying every model of the stack, and the front when there are several; returns at once."""
+    from ray import serve
+    from ray.serve.api import RunTarget
+    from ray.serve.config import HTTPOptions
+
+    from serving.front import bind_front
+
+    serve.start(
+        http_options=HTTPOptions(
+            host=stack.listen.host, port=stack.listen.port, keep_alive_timeout_s=75
+        ),
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+    )
+    single = len(stack.models) == 1
+    targets = [
+        RunTarget(bind_replica(stack, model), name=model.name, route_prefix="/" if single else model.prefix)
+        for model in stack.models
+    ]
+    if not single:
+        targets.append(RunTarget(bind_front(stack), name="front", route_prefix="/"))
+    serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+
+
+def bind_replica(stack: Stack, model: Model) -> Any:
+    """Return the Ray Serve application of one model."""
+    from ray import serve
+
+    from serving.engine import engine_environment
+    from serving.replica import Replica
+
+    deployment = serve.deployment(serve.ingress()(Replica))
+    return deployment.options(
+        name=model.name,
+        num_replicas=model.replicas,
+        max_ongoing_requests=100_000,  # the layer `admit` limits, with a 503 that says so
+        graceful_shutdown_timeout_s=stack.drain_s,
+        health_check_period_s=10,
+        health_check_timeout_s=30,
+        ray_actor_options={
+            "num_cpus": 1,
+            "num_gpus": model.gpus,
+            "runtime_env": {"env_vars": engine_environment(model)},
+        },
+    ).bind(stack.model_dump(mode="json"), model.name)
+
+
+def wait_until_running(
+    stack: Stack, say: Callable[[str], None], stop: threading.Event, timeout_s: float = 3600
+) -> bool:
+    """Wait for all applications; tell `say` whenever the state of one changes; return False when `stop` was set.
+
+    Raises:
+        CheckFailed: a model could not be started; the message has the engine's own reason.
+    """
+    from ray import serve
+
+    told: dict[str, str] = {}
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        applications = serve.status().applications
+        for name, application in applications.items():
+            if told.get(name) != application.status:
+                told[name] = application.status
+                say(f"{name}: {application.status.lower().replace('_', ' ')}")
+            for deployment in application.deployments.values():
+                if application.status == "DEPLOY_FAILED" or (
+                    application.status == "UNHEALTHY" or "failed to start" in deployment.message
+                ):
+                    raise CheckFailed("the model could not be started", field=name, value=reason_of(deployment.message))
+        expected = len(stack.models) + (len(stack.models) > 1)
+        if len(applications) == expected and all(a.status == "RUNNING" for a in applications.values()):
+            return True
+        if stop.wait(0.2):
+            return False
+    raise CheckFailed(f"not ready after {timeout_s:g} s", field=", ".join(n for n, s in told.items() if s != "RUNNING"))
+
+
+def wait_until_answering(stack: Stack, stop: threading.Event, timeout_s: float = 60) -> None:
+    """Wait until the public port answers `/ready` with 200 (the proxy learns of replicas a moment later than we do).
+
+    Raises:
+        CheckFailed: it did not within `timeout_s`.
+    """
+    host = "127.0.0.1" if stack.listen.host in ("0.0.0.0", "localhost") else stack.listen.host
+    deadline, said = time.monotonic() + timeout_s, "nothing"
+    while not stop.is_set():
+        connection = http.client.HTTPConnection(host, stack.listen.port, timeout=5)
+        try:
+            connection.request("GET", "/ready")
+            answer = connection.getresponse()
+            said = f"{answer.status} {answer.read(200)!r}"
+            if answer.status == 200:
+                return
+        except OSError as error:
+            said = type(error).__name__
+        finally:
+            connection.close()
+        if time.monotonic() > deadline:
+            raise CheckFailed(f"the stack runs but does not answer on its port after {timeout_s:g} s", field="listen", value=said)
+        time.sleep(0.05)
+
+
+def stop_serve() -> None:
+    """Stop all applications and the proxy."""
+    from ray import serve
+
+    serve.shutdown()
+
+
+def reason_of(message: str) -> str:
+    """Return the last exception line of a traceback that Ray quotes, or the start of the message."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    errors = [line for line in lines if line.split(":")[0].endswith(("Error", "Exception"))]
+    return (errors[-1] if errors else " ".join(lines))[:500]
+
+
+def drain(stack: Stack, say: Callable[[str], None]) -> None:
+    """Stop letting requests in on every replica and wait (bounded) until none is running."""
+    from ray import serve
+
+    handles = [serve.get_app_handle(model.name) for model in stack.models]
+    deadline = time.monotonic() + stack.drain_s
+    while time.monotonic() < deadline:
+        running = sum(sum(handle.broadcast("drain").results(timeout_s=10)) for handle in handles)
+        if not running:
+            return
+        say(f"{running} requests are still running")
+        time.sleep(0.5)
+    say(f"stopping with requests still running after {stack.drain_s:g} s")

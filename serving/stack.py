@@ -1,0 +1,198 @@
+"""`stack.yaml`: what a stack serves and how, as one closed pydantic model.
+
+A key that is not listed here is refused with its name.  `fovea serve --schema` prints the JSON Schema, and the Helm
+chart's values embed the same structure.
+"""
+
+from __future__ import annotations
+
+import difflib
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from models.support.errors import UsageError
+
+EMBEDDED = Path(__file__).resolve().parent.parent / "models" / "embedded"
+EMBEDDED_NAMES = ("qwen2_5_vl", "paligemma")
+
+
+class Section(BaseModel):
+    """A part of the stack file: closed, so that a typo is an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Listen(Section):
+    """Where the stack answers."""
+
+    host: str = Field("127.0.0.1", description="Address to bind. Loopback unless `public` is set.")
+    port: int = Field(8000, ge=1, le=65535, description="Port of the public HTTP endpoint.")
+    public: bool = Field(
+        False, description="Allow an address other than loopback. The stack has no keys yet: put it behind something."
+    )
+
+    @model_validator(mode="after")
+    def _loopback_unless_asked(self) -> Self:
+        try:
+            local = ip_address(self.host).is_loopback
+        except ValueError:
+            local = self.host == "localhost"
+        if not local and not self.public:
+            raise ValueError(f"host {self.host!r} is not loopback; set `public: true` if it shall be open to the network")
+        return self
+
+
+class Limits(Section):
+    """What may enter (layer `admit`)."""
+
+    body_bytes: int = Field(32 * 2**20, ge=1024, description="Largest request body, bytes.")
+    concurrent: int = Field(256, ge=1, description="Requests being answered by one replica; more get 503 and Retry-After.")
+    choices: int = Field(8, ge=1, le=128, description="Largest `n` of one request.")
+    retry_after_s: int = Field(1, ge=1, description="Retry-After of a 503, seconds.")
+    body_timeout_s: float = Field(30.0, gt=0, description="Time a client has to send its body, seconds; then 408.")
+
+
+class Media(Section):
+    """What a request's images may be (layer `screen`)."""
+
+    images: int = Field(8, ge=0, description="Most images in one request.")
+    image_bytes: int = Field(20 * 2**20, ge=1, description="Largest encoded image, bytes.")
+    image_pixels: int = Field(40_000_000, ge=1, description="Largest image, width x height, read from its header.")
+    aspect_ratio: float = Field(
+        100.0, ge=1, description="Largest long side / short side; Qwen2.5-VL's resizing cannot handle more than 200."
+    )
+    url_hosts: list[str] = Field(
+        default_factory=list, description="Hosts that http(s) image URLs may name. None by default. Redirects are not followed."
+    )
+    url_private: bool = Field(False, description="Allow `url_hosts` that resolve to private or loopback addresses.")
+    url_timeout_s: float = Field(5.0, gt=0, description="Time to fetch one image URL, seconds.")
+
+    @field_validator("url_hosts")
+    @classmethod
+    def _bare_hosts(cls, hosts: list[str]) -> list[str]:
+        for host in hosts:
+            if not host or "/" in host or ":" in host or "*" in host:
+                raise ValueError(f"{host!r} is not a bare host name; write it without scheme, port, path or wildcard")
+        return [host.casefold() for host in hosts]
+
+
+class Ready(Section):
+    """The readiness probe: a real one-token image answer through the whole path."""
+
+    within_s: float = Field(30.0, gt=0, description="`/ready` is 200 when an image was answered this recently, seconds.")
+
+
+class Model(Section):
+    """One model: a Ray Serve application on its own route prefix."""
+
+    name: str = Field(description="Name that clients put into `model`.", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    source: str = Field(description="`embedded:qwen2_5_vl`, `embedded:paligemma`, a folder, or a Hugging Face hub id.")
+    revision: str | None = Field(None, description="Hub revision (commit) to load.")
+    route_prefix: str | None = Field(None, description="HTTP prefix of this model's own API; `/NAME` if not set.")
+    replicas: int = Field(1, ge=1, le=256, description="Number of replicas, each with an engine of its own.")
+    max_model_len: int | None = Field(None, ge=16, description="Context length in tokens; the model's own if not set.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="Weight and activation type.")
+    quantization: str | None = Field(None, description="vLLM quantization method, if the checkpoint does not name one.")
+    images_per_prompt: int = Field(4, ge=0, description="Most images in one prompt (vLLM's limit_mm_per_prompt).")
+    gpus: float = Field(0, ge=0, description="GPUs per replica; 0 serves on CPU.")
+    cpu_kv_cache_gib: int = Field(1, ge=1, description="KV cache of one replica on CPU, GiB.")
+    engine_args: dict[str, Any] = Field(default_factory=dict, description="More vLLM engine arguments, by their field name.")
+
+    @field_validator("route_prefix")
+    @classmethod
+    def _prefix(cls, prefix: str | None) -> str | None:
+        if prefix is not None and (not prefix.startswith("/") or prefix.endswith("/") or prefix.startswith("/v1")):
+            raise ValueError(f"{prefix!r} must start with `/`, not end with it, and not begin with `/v1`")
+        return prefix
+
+    @property
+    def prefix(self) -> str:
+        """The route prefix of the model's own API."""
+        return self.route_prefix or f"/{self.name}"
+
+    @property
+    def path(self) -> str:
+        """What vLLM loads: a folder or a hub id.
+
+        Raises:
+            UsageError: the embedded name is unknown or the folder is not there.
+        """
+        if self.source.startswith("embedded:"):
+            name = self.source.removeprefix("embedded:")
+            folder = EMBEDDED / name
+            if name not in EMBEDDED_NAMES or not (folder / "config.json").exists():
+                raise UsageError("no such embedded model", field="models.source", value=self.source, fix=f"use one of {EMBEDDED_NAMES}")
+            return str(folder)
+        if self.source.startswith(("/", "./", "../", "~")):
+            folder = Path(self.source).expanduser().resolve()
+            if not (folder / "config.json").exists():
+                raise UsageError("no checkpoint (config.json) in that folder", field="models.source", value=self.source, fix="name a checkpoint folder")
+            return str(folder)
+        return self.source
+
+
+class Stack(Section):
+    """A whole stack."""
+
+    listen: Listen = Field(default_factory=Listen, description="Where the stack answers.")
+    models: list[Model] = Field(min_length=1, description="What it serves.")
+    limits: Limits | None = Field(default_factory=Limits, description="Size and concurrency limits; null switches them off.")
+    media: Media | None = Field(default_factory=Media, description="Image screening; null passes media on unchecked.")
+    metrics: bool = Field(True, description="Count and time requests, and serve `/metrics`.")
+    ready: Ready = Field(default_factory=Ready, description="Readiness probe.")
+    drain_s: float = Field(60.0, gt=0, description="On SIGTERM, how long running requests may take to finish, seconds.")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        for what, values in (("name", [m.name for m in self.models]), ("route_prefix", [m.prefix for m in self.models])):
+            twice = sorted({v for v in values if values.count(v) > 1})
+            if twice:
+                raise ValueError(f"models: {what} {twice[0]!r} is used twice; give each model its own")
+        return self
+
+
+def load_stack(path: Path | str) -> Stack:
+    """Read a stack file.
+
+    Raises:
+        UsageError: the file cannot be read, is not YAML, or has a field that is wrong; the field is named.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the stack file: {error.strerror}", field=str(path), fix="name an existing file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"not YAML: {' '.join(str(error).split())}", field=str(path)) from error
+    if not isinstance(data, dict):
+        raise UsageError("must be a mapping with the key `models`", field=str(path), value=type(data).__name__)
+    return parse_stack(data, str(path))
+
+
+def parse_stack(data: dict[str, Any], where: str = "stack") -> Stack:
+    """Validate a stack given as plain data.
+
+    Raises:
+        UsageError: names the first wrong field, its value, and the closest known key for a typo.
+    """
+    try:
+        return Stack.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        fix = None
+        if first["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(str(first["loc"][-1]), _known_keys(), n=1)
+            fix = f"did you mean {close[0]!r}?" if close else "remove it; `fovea serve --schema` lists the keys"
+        message = first["msg"].removeprefix("Value error, ")
+        more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+        value = first["input"] if isinstance(first["input"], str | int | float | bool) else None
+        raise UsageError(message + more, field=f"{where}: {field}" if field else where, value=value, fix=fix) from error
+
+
+def _known_keys() -> list[str]:
+    sections: list[type[BaseModel]] = [Stack, Listen, Limits, Media, Ready, Model]
+    return sorted({name for section in sections for name in section.model_fields})
