@@ -189,8 +189,8 @@ def _golden(args: argparse.Namespace) -> int:
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("url", help="OpenAI-compatible endpoint, for example http://127.0.0.1:8000/v1")
-    parser.add_argument("--model", required=True, help="the model's name at the endpoint")
+    parser.add_argument("url", help="endpoint (http://127.0.0.1:8000/v1) or a vendor's model (openai/gpt-4o-mini)")
+    parser.add_argument("--model", help="the model's name at the endpoint; not for a vendor")
     parser.add_argument(
         "--golden", required=True, help="a shipped set (easy-vqa), a folder with golden.jsonl, or a .jsonl file"
     )
@@ -201,6 +201,9 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one answer (120)")
     parser.add_argument("--api-key", help="bearer token (default: OPENAI_API_KEY, when it is set)")
     parser.add_argument("--out", type=Path, required=True, help="folder for answers.jsonl, report.json and report.html")
+    parser.add_argument("--max-usd", metavar="DOLLARS", help="spend limit for a vendor's model (required there)")
+    parser.add_argument("--prices", type=Path, metavar="FILE", help="your own price rows")
+    parser.add_argument("--vendor-url", help="another address of the vendor's API")
     parser.add_argument("--fresh", action="store_true", help="ask everything again instead of continuing in --out")
     parser.set_defaults(run=_evaluate)
 

@@ -32,6 +32,7 @@ class Answer:
         finish_reason: as the endpoint says (`stop`, `length`).
         prompt_tokens, completion_tokens: the endpoint's own usage.
         error: kind of error (`http_500`, `timeout`, `connection`, `bad_response`); None when answered.
+        usd: what it cost, as decimal text, where the answer is priced.
         attempts: requests sent for this item.
         at: seconds since the epoch when it came.
     """
@@ -44,6 +45,7 @@ class Answer:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     error: str | None = None
+    usd: str | None = None
     attempts: int = 1
     at: float = 0.0
 

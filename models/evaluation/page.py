@@ -61,7 +61,13 @@ def _headline(page: Page, report: Mapping[str, Any]) -> None:
         value = "n too small" if figure["value"] is None else f"{figure['value']:.0f} ms"
         small = "" if figure["value"] is None else f"{figure['low']:.0f} to {figure['high']:.0f} ms"
         tiles.append((f"latency {name}", value, small))
+    if report["cost"]:
+        per_right = report["cost"]["usd_per_right_answer"]
+        value = "none right" if per_right is None else f"${float(per_right):.6f}"
+        tiles.append(("per right answer", value, f"${float(report['cost']['usd_total']):.4f} in all"))
     page.tiles(tiles)
+    if report["run"]["stopped"]:
+        page.verdict("warn", "Stopped early", report["run"]["stopped"])
 
 
 def _scores(page: Page, report: Mapping[str, Any]) -> None:

@@ -9,6 +9,8 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,11 @@ from models.evaluation.context import command, hardware, versions
 from models.evaluation.page import write_page
 from models.evaluation.score import score
 from models.evaluation.settings import EvaluationSettings
+from models.evaluation.vendor import LEAST_MAX_TOKENS, VendorClient
 from models.golden import GoldenItem, GoldenSet, load_golden
-from models.support.errors import CheckFailed
+from models.prices import parse_money
+from models.providers import VENDORS, SpendLimitReached
+from models.support.errors import CheckFailed, UsageError
 from models.support.files import write_json
 from models.support.progress import Progress
 
@@ -30,7 +35,7 @@ def run_command(args: argparse.Namespace) -> int:
     """`fovea models evaluate`: run it, print the result, return the exit code (1 when no item was answered)."""
     settings = EvaluationSettings(
         url=args.url,
-        model=args.model,
+        model=args.model or "",
         golden=args.golden,
         out=args.out,
         limit=args.limit,
@@ -38,8 +43,11 @@ def run_command(args: argparse.Namespace) -> int:
         concurrency=args.concurrency,
         max_tokens=args.max_tokens,
         timeout_s=args.timeout,
-        api_key=args.api_key or os.environ.get("OPENAI_API_KEY"),
+        api_key=args.api_key or (None if args.url.startswith(tuple(VENDORS)) else os.environ.get("OPENAI_API_KEY")),
         fresh=args.fresh,
+        max_usd=_dollars(args.max_usd),
+        prices=args.prices,
+        vendor_url=args.vendor_url,
     )
     report = evaluate(settings)
     if args.json:
@@ -48,7 +56,18 @@ def run_command(args: argparse.Namespace) -> int:
         print(json.dumps({k: v for k, v in report.items() if k != "answers"}, indent=2))
     else:
         print_summary(report, settings.out)
+    if report["run"]["stopped"] is not None:
+        raise CheckFailed(f"stopped early: {report['run']['stopped']}")
     return 0
+
+
+def _dollars(text: str | None) -> Decimal | None:
+    if text is None:
+        return None
+    try:
+        return parse_money(text)
+    except ValueError as error:
+        raise UsageError(str(error), field="max-usd", value=text, fix="write it like 1.50") from error
 
 
 def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
@@ -59,12 +78,15 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
     Raises:
         UsageError: golden set not found, no server, key refused, unknown model, or `out` holds another evaluation.
         CheckFailed: the server stopped answering, or no item was answered.
+
+    A spend limit that is reached ends the run early: what was answered is reported, `run.stopped` says why.
     """
     golden = load_golden(settings.golden)
     items = golden.sample(settings.limit, settings.seed)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        answers, asked, wall_s = runner.run(_ask_all(settings, golden, items))
-    report = build_report(settings, golden, items, answers, asked=asked, wall_s=wall_s)
+        result = runner.run(_ask_all(settings, golden, items))
+    answers = result.answers
+    report = build_report(settings, golden, items, result)
     write_json(settings.out / "report.json", report)
     write_page(settings.out / "report.html", report, items, answers)
     if report["answered"] == 0:
@@ -73,17 +95,25 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
     return report
 
 
-async def _ask_all(
-    settings: EvaluationSettings, golden: GoldenSet, items: list[GoldenItem]
-) -> tuple[dict[str, Answer], int, float]:
-    """Return (answers by item id, number of items asked now, seconds that took)."""
-    async with EvaluationClient(settings) as client:
+@dataclass
+class _Result:
+    """Answers by item id, how many of them are from before, items asked now, seconds, why it ended early (if so)."""
+
+    answers: dict[str, Answer]
+    before: int
+    asked: int = 0
+    wall_s: float = 0.0
+    stopped: str | None = None
+
+
+async def _ask_all(settings: EvaluationSettings, golden: GoldenSet, items: list[GoldenItem]) -> _Result:
+    async with VendorClient(settings) if settings.is_vendor else EvaluationClient(settings) as client:
         await client.check()
         # after the check: a wrong URL must not leave a folder behind
         with AnswerLog(settings.out, _identity(settings, golden), fresh=settings.fresh) as log:
             todo = [item for item in items if item.id not in log.done]
-            answers = {item.id: log.done[item.id] for item in items if item.id in log.done}
-            queue = iter(todo)
+            before = {item.id: log.done[item.id] for item in items if item.id in log.done}
+            result = _Result(before, len(before))
             right = 0
             started = time.perf_counter()
             try:
@@ -92,20 +122,27 @@ async def _ask_all(
                     async def worker(queue: Iterator[GoldenItem]) -> None:
                         nonlocal right
                         for item in queue:
-                            answer = await client.ask(item)
+                            if result.stopped is not None:
+                                return
+                            try:
+                                answer = await client.ask(item)
+                            except SpendLimitReached as error:
+                                # requests in flight are paid for: their answers are still taken
+                                result.stopped = str(error)
+                                return
                             log.add(answer)
-                            answers[item.id] = answer
+                            result.answers[item.id] = answer
+                            result.asked += 1
                             right += answer.text is not None and item.check(answer.text)
                             progress.advance(note=f"{right / (progress.done + 1):.1%} right")
 
-                    await _run_workers(worker, queue, min(settings.concurrency, max(1, len(todo))))
+                    await _run_workers(worker, iter(todo), min(settings.concurrency, max(1, len(todo))))
             except BaseException:
-                print(
-                    f"{len(log.done)} of {len(items)} answers kept in {settings.out}: run again to continue",
-                    file=sys.stderr,
-                )
+                kept = f"{len(log.done)} of {len(items)} answers kept in {settings.out}: run again to continue"
+                print(kept, file=sys.stderr)
                 raise
-            return answers, len(todo), time.perf_counter() - started
+            result.wall_s = time.perf_counter() - started
+            return result
 
 
 async def _run_workers(worker: Any, queue: Iterator[GoldenItem], n: int) -> None:
@@ -124,23 +161,27 @@ def _identity(settings: EvaluationSettings, golden: GoldenSet) -> dict[str, Any]
     return {
         "kind": "fovea-evaluation",
         "golden": {"name": golden.name, "digest": golden.digest},
-        "request": request_parameters(settings),
+        "request": _asked_how(settings),
     }
+
+
+def _asked_how(settings: EvaluationSettings) -> dict[str, Any]:
+    if settings.is_vendor:
+        return {"vendor_model": settings.url, "max_tokens": max(settings.max_tokens, LEAST_MAX_TOKENS)}
+    return request_parameters(settings)
 
 
 def build_report(
     settings: EvaluationSettings,
     golden: GoldenSet,
     items: list[GoldenItem],
-    answers: dict[str, Answer],
-    *,
-    asked: int,
-    wall_s: float,
+    result: _Result,
 ) -> dict[str, Any]:
     """Return the report: what was asked, every score, and where it was made."""
+    asked, wall_s = result.asked, result.wall_s
     return {
         "kind": "evaluation",
-        "model": settings.model,
+        "model": settings.target,
         "url": settings.base_url,
         "golden": {
             "name": golden.name,
@@ -149,16 +190,17 @@ def build_report(
             "asked": len(items),
             "categories": golden.categories,
         },
-        **score(items, answers, seed=settings.seed),
+        **score(items, result.answers, seed=settings.seed),
         "run": {
             "asked_now": asked,
-            "continued_from": len(items) - asked,
+            "continued_from": result.before,
             "wall_s": round(wall_s, 3),
             "requests_per_s": round(asked / wall_s, 2) if asked and wall_s > 0 else None,
             "concurrency": settings.concurrency,
+            "stopped": result.stopped,
             "load": "closed loop: latencies are those at this concurrency, not at a given arrival rate",
         },
-        "request": request_parameters(settings),
+        "request": _asked_how(settings),
         "seed": settings.seed,
         "limit": settings.limit,
         "finished": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -185,6 +227,8 @@ def print_summary(report: dict[str, Any], out: Path) -> None:
     for name, figure in report["latency_ms"].items():
         value = "n too small" if figure["value"] is None else f"{figure['value']:.1f} ms"
         print(f"{name:<12}{value}")
+    if report["cost"]:
+        print(f"cost        ${report['cost']['usd_total']}, ${report['cost']['usd_per_right_answer']} per right answer")
     if report["errors"]:
         print("errors      " + ", ".join(f"{n} x {kind}" for kind, n in report["errors"].items()))
     rate = report["run"]["requests_per_s"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from decimal import Decimal
 from typing import Any
 
 from models.evaluation.answers import Answer
@@ -28,7 +29,8 @@ def score(items: Sequence[GoldenItem], answers: Mapping[str, Answer], *, seed: i
 
     Returns:
         `accuracy`, `accuracy_answered`, `by_category`, `by_tag`, `errors` (kind -> count), `answered`, `truncated`,
-        `latency_ms` (p50, p95, p99), `calibration` and `risk_coverage` (None without logprobs), `tokens`.
+        `latency_ms` (p50, p95, p99), `calibration` and `risk_coverage` (None without logprobs), `tokens`, and `cost`
+        (None where answers are not priced; dollars as decimal text).
     """
     right = {item.id: is_right(item, answers.get(item.id)) for item in items}
     given = [answers[item.id] for item in items if item.id in answers and answers[item.id].error is None]
@@ -49,6 +51,7 @@ def score(items: Sequence[GoldenItem], answers: Mapping[str, Answer], *, seed: i
         "latency_ms": {f"p{round(100 * q)}": quantile(latencies, q).as_dict() for q in (0.50, 0.95, 0.99)},
         "calibration": _calibration(given, right, seed),
         "risk_coverage": _risk_coverage(given, right),
+        "cost": _cost(given, right),
         "tokens": {
             "prompt": sum(a.prompt_tokens or 0 for a in given),
             "completion": sum(a.completion_tokens or 0 for a in given),
@@ -99,3 +102,19 @@ def _calibration(given: Sequence[Answer], right: Mapping[str, bool], seed: int) 
 def _risk_coverage(given: Sequence[Answer], right: Mapping[str, bool]) -> dict[str, Any] | None:
     confidence, correct = _with_confidence(given, right)
     return asdict(risk_coverage(confidence, correct)) if confidence else None
+
+
+def _cost(given: Sequence[Answer], right: Mapping[str, bool]) -> dict[str, Any] | None:
+    """Dollars as the vendor's usage and the price book make them; errors are not billed and not counted."""
+    priced = [a for a in given if a.usd is not None]
+    if not priced:
+        return None
+    total = sum((Decimal(a.usd) for a in priced if a.usd is not None), Decimal(0))
+    correct = sum(right[a.id] for a in priced)
+    return {
+        "usd_total": f"{total:f}",
+        "usd_per_query": f"{total / len(priced):f}",
+        "usd_per_right_answer": f"{total / correct:f}" if correct else None,
+        "n": len(priced),
+        "note": "measured: the vendor's own usage, priced by the book",
+    }

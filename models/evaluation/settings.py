@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from models.providers.registry import VENDORS
 from models.support.errors import UsageError
 
 
@@ -15,8 +17,9 @@ class EvaluationSettings:
     """One evaluation.
 
     Attributes:
-        url: base of an OpenAI-compatible API; `/v1` is added when there is no path.
-        model: the model's name there.
+        url: base of an OpenAI-compatible API (`/v1` is added when there is no path), or a vendor's model as
+            `openai/gpt-4o-mini`: then it is asked through its own SDK and the answers are priced.
+        model: the model's name there; ignored for a vendor.
         golden: name or path of a golden set.
         out: folder for `answers.jsonl`, `run.json`, `report.json` and `report.html`.
         limit, seed: ask that many items, drawn by the seed; None asks all.
@@ -25,6 +28,9 @@ class EvaluationSettings:
         timeout_s: for one answer, connect included.
         api_key: bearer token, never written anywhere.
         fresh: forget the answers that `out` already holds.
+        max_usd: spend limit for a vendor; required there.
+        prices: file with price rows of one's own.
+        vendor_url: another address of a vendor's API.
 
     Raises:
         UsageError: a value is out of range.
@@ -41,11 +47,19 @@ class EvaluationSettings:
     timeout_s: float = 120.0
     api_key: str | None = None
     fresh: bool = False
+    max_usd: Decimal | None = None
+    prices: Path | None = None
+    vendor_url: str | None = None
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            fix = "write it like http://127.0.0.1:8000/v1"
+        if self.is_vendor:
+            if self.max_usd is None:
+                raise UsageError(
+                    "a vendor's model costs money", field="max-usd", fix="say how much it may cost: --max-usd 1"
+                )
+        elif parts.scheme not in ("http", "https") or not parts.netloc:
+            fix = f"write http://127.0.0.1:8000/v1, or a vendor's model: {', '.join(f'{v}/MODEL' for v in VENDORS)}"
             raise UsageError("is not an http(s) address", field="url", value=self.url, fix=fix)
         for name, lowest, highest in (("concurrency", 1, 4096), ("max_tokens", 1, 65536), ("limit", 1, None)):
             value = getattr(self, name)
@@ -54,11 +68,23 @@ class EvaluationSettings:
                 raise UsageError(f"must be at least {lowest}{upto}", field=name, value=value)
         if not math.isfinite(self.timeout_s) or self.timeout_s <= 0:
             raise UsageError("must be a positive number of seconds", field="timeout", value=self.timeout_s)
-        if not self.model.strip():
-            raise UsageError("must not be empty", field="model", value=self.model)
+        if not self.is_vendor and not self.model.strip():
+            raise UsageError("must not be empty", field="model", value=self.model, fix="give --model")
+
+    @property
+    def is_vendor(self) -> bool:
+        """Whether `url` names a vendor's model."""
+        return self.url.partition("/")[0] in VENDORS
+
+    @property
+    def target(self) -> str:
+        """The model's name in reports."""
+        return self.url if self.is_vendor else self.model
 
     @property
     def base_url(self) -> str:
-        """The address up to and including `/v1`, without a slash at the end."""
+        """The address up to and including `/v1`, without a slash at the end; for a vendor, its model."""
+        if self.is_vendor:
+            return self.url
         base = self.url.rstrip("/").removesuffix("/chat/completions").rstrip("/")
         return base if urlsplit(base).path.strip("/") else f"{base}/v1"

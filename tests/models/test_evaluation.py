@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from models.evaluation.score import score
 from models.golden import GoldenItem, load_golden
 from models.support.errors import CheckFailed, UsageError
 from tests.models.openai_simulator import OpenAISimulator, Reply
+from tests.models.vendor_simulator import KEY, Script, VendorSimulator
 
 GOLDEN = load_golden("easy-vqa")
 TRUTH: dict[tuple[str, bytes], str] = {}
@@ -321,3 +324,52 @@ def test_score_of_nothing() -> None:
     report = score(items, {})
     assert report["accuracy"]["value"] == 0.0 and report["errors"] == {"not_asked": 3}
     assert report["accuracy_answered"]["value"] is None
+
+
+class TestVendor:
+    """A vendor's model through its SDK, against the simulator of its wire format."""
+
+    async def run(self, script: Script, out: Path, max_usd: str) -> dict[str, Any]:
+        async with VendorSimulator("openai", script) as sim:
+            values = EvaluationSettings(
+                url="openai/gpt-4o-mini",
+                model="",
+                golden="easy-vqa",
+                out=out,
+                limit=20,
+                concurrency=1,
+                api_key=KEY,
+                max_usd=Decimal(max_usd),
+                vendor_url=sim.base_url,
+            )
+            # evaluate() runs its own event loop
+            return await asyncio.to_thread(evaluate, values)
+
+    async def test_measured_baseline(self, tmp_path: Path) -> None:
+        script = Script(text="yes", input_tokens=100, output_tokens=2)
+        report = await self.run(script, tmp_path, "5")
+        yes = sum(item.expected == "yes" for item in GOLDEN.sample(20, 0))
+        assert report["model"] == "openai/gpt-4o-mini" and report["accuracy"]["value"] == yes / 20
+        one = (100 * Decimal("0.15") + 2 * Decimal("0.60")) / 10**6
+        assert Decimal(report["cost"]["usd_total"]) == 20 * one
+        assert Decimal(report["cost"]["usd_per_query"]) == one
+        assert Decimal(report["cost"]["usd_per_right_answer"]) * yes == pytest.approx(20 * one)
+        assert report["calibration"] is None and report["run"]["stopped"] is None
+
+    async def test_spend_limit_stops_at_once_and_keeps_results(self, tmp_path: Path) -> None:
+        script = Script(text="yes", input_tokens=100, output_tokens=2)
+        # one question can cost at most 8,500 image tokens, its text and 1,024 output tokens: a little over $0.0019
+        report = await self.run(script, tmp_path, "0.00205")
+        assert 1 <= report["answered"] < 20 and len(script.seen) == report["answered"]
+        assert "the next request could cost" in report["run"]["stopped"]
+        assert report["accuracy"]["n"] == 20 and report["accuracy_answered"]["n"] == report["answered"]
+        assert report["errors"] == {"not_asked": 20 - report["answered"]}
+        again = await self.run(script, tmp_path, "5")
+        assert again["answered"] == 20 and again["run"]["continued_from"] == report["answered"]
+
+    def test_needs_a_limit(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        words = ["models", "evaluate", "openai/gpt-4o-mini", "--golden", "easy-vqa", "--out", str(tmp_path / "o")]
+        assert fovea.main(words) == 2
+        assert "max-usd: a vendor's model costs money" in capsys.readouterr().err
+        assert fovea.main([*words, "--max-usd", "-1"]) == 2
+        assert "must not be negative" in capsys.readouterr().err
