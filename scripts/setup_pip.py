@@ -44,7 +44,7 @@ CAUSES = (
     (r"Permission denied|Read-only file system", "the environment's folder cannot be written to: check its owner"),
     (
         r"Could not find a version that satisfies|No matching distribution found",
-        "the package index lacks a package of the lock: bring the mirror up to date or name another (PIP_INDEX_URL)",
+        "the package index lacks a package of the lock, or does not answer: check the mirror that pip is set to",
     ),
 )
 
