@@ -294,15 +294,17 @@ class Connection(asyncio.Protocol):
         # Only a mark: the owner may start the next request, which must not happen inside the parser.
         if self.exchange is not None and self.exchange.status < 200:
             self.exchange.status = 0  # an interim response: the real one follows
-        else:
-            self.complete = True
+            return
+        self.complete = True
+        if not self.parser.should_keep_alive():  # only known here, inside the parser's callback
+            self.wants_close = True
 
     # -- the end of an exchange
 
     def _close_exchange(self, exchange: Exchange) -> None:
         self.complete = False
         status = exchange.status
-        if self.wants_close or not self.parser.should_keep_alive() or not (self.sized or self.chunked or status == 204):
+        if self.wants_close or not (self.sized or self.chunked or status == 204):
             self.usable = False
             if self.transport is not None:
                 self.transport.close()

@@ -212,6 +212,9 @@ class Engine:
         stream = self.streams[index]
         now = perf_counter()
         elapsed = now - self.start
+        if elapsed < 0:  # the loop's timers may fire up to a millisecond early
+            asyncio.get_running_loop().call_later(0.001, self._user, index, user)
+            return
         over = self.until is not None and elapsed >= self.until
         full = stream.limit is not None and stream.measured >= stream.limit
         if self.stopped or over or full:

@@ -1,0 +1,319 @@
+"""Whole runs against a server with known behaviour: the figures are the truth, and what goes wrong is said."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fovea import main
+from loadtest.run import run_load, write_reports
+from tests.loadtest.conftest import config_for
+from tests.loadtest.server import Plan, Server
+
+Serve = Callable[..., Server]
+STALL, LENGTH, BASE = 2.0, 12.0, 0.01
+
+
+def run_with_stall(server: Server, prompts: str, **load: Any) -> dict[str, Any]:
+    """Run 12 s of load with a stall of 2 s planted at second 5."""
+    config = config_for(server, prompts, duration_s=LENGTH, check_model=False, stream=False, **load)
+    server.stall(perf_counter() + 5.0, STALL)
+    return run_load(config).data
+
+
+def test_a_planted_stall_is_seen_in_full_only_from_the_intended_send(serve: Serve, prompts: str) -> None:
+    """The defining property.  Truth: requests that arrive t seconds into the stall wait 2 - t seconds more.
+
+    A share of 2/12 of Poisson arrivals falls into the stall, so the latency above which 1 % lie is 2 s minus 1 % of
+    12 s, plus the base: 1.89 s.  One user in a closed loop sends a single request into the stall.
+    """
+    truth_ms = 1e3 * (BASE + STALL - 0.01 * LENGTH)
+    opened = run_with_stall(serve(Plan(first_s=BASE)), prompts, rate=100)
+    p99 = opened["latency_ms"]["p99"]
+    assert p99["low"] <= truth_ms <= p99["high"]
+    assert abs(p99["value"] / truth_ms - 1) < 0.15
+    closed = run_with_stall(serve(Plan(first_s=BASE)), prompts, concurrency=1)
+    assert closed["requests"] > 368
+    assert closed["latency_ms"]["p99"]["value"] < truth_ms / 10
+
+
+def test_percentiles_of_known_latencies(serve: Serve, prompts: str) -> None:
+    """Half of the requests take 20 ms, half 120 ms: p95 and p50 lie where they must (a busy machine adds some)."""
+    turns = iter(range(10**6))
+    server = serve(lambda request: Plan(first_s=0.02 if next(turns) % 2 else 0.12))
+    data = run_load(config_for(server, prompts, rate=60, requests=300, warmup_s=0.3, stream=False)).data
+    assert data["requests"] == 300 and data["errors"] == 0
+    for name, low in (("p95", 120), ("p90", 120)):
+        assert low <= data["latency_ms"][name]["value"] < 3 * low
+    assert data["latency_ms"]["min"] >= 20
+    assert data["accuracy"] == {**data["accuracy"], "value": 1.0, "n": 300}
+    assert data["latency_ms"]["p99"]["note"] == "n too small"
+
+
+def test_streaming_times(serve: Serve, prompts: str) -> None:
+    server = serve(Plan(first_s=0.05, gap_s=0.02, pieces=("y", "e", "s")))
+    data = run_load(config_for(server, prompts, concurrency=2, requests=20)).data
+    assert 50 <= data["ttft_ms"]["p50"]["value"] < data["latency_ms"]["p50"]["value"]
+    assert data["latency_ms"]["min"] >= 90
+    assert data["tpot_ms"]["p50"]["value"] >= 18
+    assert data["inter_token_ms"]["p50"]["n"] >= 20
+    assert data["tokens"]["completion_per_request"]["value"] == 3
+
+
+def test_the_same_seed_sends_the_same_at_the_same_times(serve: Serve, prompts: str) -> None:
+    runs = []
+    for _ in range(2):
+        server = serve()
+        report = run_load(config_for(server, prompts, rate=40, requests=30, seed=7, check_model=False))
+        runs.append(
+            (
+                report.records["intended"].tolist(),
+                [r["messages"] for _, r in sorted(server.requests, key=lambda x: x[0])],
+            )
+        )
+    assert runs[0][0] == runs[1][0]
+    assert sorted(map(str, runs[0][1])) == sorted(map(str, runs[1][1]))
+
+
+def test_prompts_repeat_only_when_told_so(serve: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": f"say {i}"}) for i in range(5)))
+
+    def prompts_of(**values: Any) -> list[str]:
+        server = serve()
+        data = run_load(config_for(server, str(path), concurrency=2, requests=20, check_model=False, **values)).data
+        return [str(data["workload"][0]["repeats"]), *(r["messages"][0]["content"] for _, r in server.requests)]
+
+    repeats, *sent = prompts_of()
+    assert repeats == "0" and len(sent) == len(set(sent)) == 20
+    assert sum(text.startswith("say") for text in sent) == 5 and all("say" in text for text in sent)
+    repeats, *sent = prompts_of(cache_bust=False)
+    assert repeats == "15" and len(set(sent)) == 5
+
+
+def test_warm_up_and_cool_down_are_left_out(serve: Serve, prompts: str) -> None:
+    server = serve(Plan(first_s=0.001))
+    report = run_load(
+        config_for(server, prompts, rate=100, arrival="constant", duration_s=1, warmup_s=0.5, cooldown_s=0.5)
+    )
+    assert report.data["requests"] == 100
+    assert len(report.records) == 200
+
+
+def test_a_dead_server_in_the_middle_of_a_run(serve: Serve, prompts: str) -> None:
+    server = Server(Plan(first_s=0.005)).__enter__()
+    timer = threading.Timer(0.6, server.__exit__)
+    timer.start()
+    data = run_load(config_for(server, prompts, rate=50, duration_s=1.2)).data
+    timer.join()
+    found = {row["kind"] for row in data["errors_by_kind"]}
+    assert found <= {"connect", "reset", "cut"} and "connect" in found
+    assert 0 < data["errors"] < data["requests"]
+
+
+def test_a_late_generator_makes_the_run_invalid(serve: Serve, prompts: str) -> None:
+    server = serve()
+    config = config_for(server, prompts, rate=100, duration_s=0.6, max_slip_ms=0.000001, check_model=False)
+    report = run_load(config)
+    assert not report.valid and "slip" in report.data["invalid_because"][0]
+
+
+def test_several_processes_give_one_report(serve: Serve, prompts: str, tmp_path: Path) -> None:
+    server = serve(Plan(first_s=0.002, gap_s=0.005, pieces=("yes", "!")))
+    report = run_load(config_for(server, prompts, rate=100, requests=150, processes=2))
+    data = report.data
+    assert (data["requests"], data["errors"]) == (150, 0)
+    assert set(report.records["worker"]) == {0, 1}
+    assert (np.diff(report.records["intended"]) >= 0).all()
+    assert len(data["generator"]["cpu_cores"]) == 2
+    assert data["inter_token_ms"]["p50"]["n"] > 100
+    closed = run_load(config_for(server, prompts, concurrency=3, requests=31, processes=2)).data
+    assert closed["requests"] == 31
+
+
+def test_run_inside_a_running_loop(serve: Serve, prompts: str) -> None:
+    import asyncio
+
+    async def inside() -> int:
+        return run_load(config_for(serve(), prompts, concurrency=1, requests=5)).data["requests"]  # type: ignore[no-any-return]
+
+    assert asyncio.run(inside()) == 5
+
+
+# -- the command
+
+
+def fovea(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = main(["loadtest", "run", *words])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_command_writes_all_reports(
+    serve: Serve, prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = serve(Plan(pieces=("yes",)))
+    out = tmp_path / "out"
+    words = ["--url", server.url, "--model", "m", "--workload", prompts, "--concurrency", "2", "--requests", "40"]
+    words += ["--usd-per-hour", "0.80", "--utilization", "0.5", "--max-slip-ms", "5000", "--slo-latency-ms", "60000"]
+    code, text, error = fovea(capsys, *words, "--out", str(out))
+    assert code == 0, error
+    assert "time to first token" in text and "$/query" in text and "report.html" in text
+    data = json.loads((out / "report.json").read_text())
+    rps, query = data["throughput_rps"]["value"], data["cost"]["usd_per_query"]
+    assert query["value"] == pytest.approx(0.8 / (3600 * rps * 0.5), rel=1e-4)
+    assert query["low"] <= query["value"] <= query["high"] and query["n"] == 40
+    assert data["cost"]["usd_per_correct_answer"]["value"] == pytest.approx(query["value"])
+    assert data["goodput"]["share"]["value"] == 1.0
+    for key in (
+        "requests",
+        "errors",
+        "ttft_ms",
+        "baselines",
+        "versions",
+        "seed",
+        "hardware",
+        "command",
+        "schema_version",
+    ):
+        assert key in data
+    assert {"vendor", "model", "usd_per_query", "effective_from", "source"} <= set(data["baselines"][0])
+    lines = (out / "requests.csv").read_text().splitlines()
+    assert len(lines) == 41 and lines[0].startswith("class,item,intended_s")
+    assert (
+        "http"
+        not in (out / "report.html").read_text().replace(server.url, "").replace("http_", "").split("<details>")[0]
+    )
+    assert 'fovea_loadtest_requests{model="m"} 40' in (out / "report.prom").read_text()
+    assert "| end to end |" in (out / "report.md").read_text()
+
+
+def test_command_json(serve: Serve, prompts: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--url", serve().url, "--model", "m", "--workload", prompts, "--rate", "50", "--requests", "10", "--json"]
+    code, text, _ = fovea(capsys, *words, "--max-slip-ms", "5000")
+    assert code == 0 and json.loads(text)["requests"] == 10
+
+
+GOOD = ("--url", "URL", "--model", "m", "--workload", "PROMPTS", "--concurrency", "1", "--requests", "2")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"--url": "http://127.0.0.1:9/v1"}, "--url: cannot connect"),
+        ({"--url": "127.0.0.1"}, "--url: not an http(s) URL"),
+        ({"--url": "http://no.such.host.invalid/v1"}, "--url: unknown host"),
+        ({"--model": "other"}, "--model: the server does not have this model (got 'other'); it has m"),
+        ({"--workload": "nothing.jsonl"}, "--workload: cannot read"),
+        ({"--workload": "BROKEN"}, "line 2: not JSON"),
+        ({"--workload": "unknown"}, "unknown workload"),
+        ({"--concurrency": "0"}, "concurrency"),
+        ({"--requests": "0"}, "requests"),
+        ({"--out": "FILE/x"}, "--out: cannot write there"),
+        ({"--usd-per-hour": "lots"}, "--usd-per-hour: must be a number"),
+        ({"--utilization": "0.5"}, "--usd-per-hour: the hardware has no price"),
+        ({"--usd-per-hour": "1", "--utilization": "1.5"}, "utilization"),
+        ({"--workload-option": "limit"}, "KEY=VALUE"),
+        ({"--rate": "5"}, "exactly one of rate, concurrency"),
+        ({"--duration": "5"}, "exactly one of duration_s and requests"),
+        ({"--concurrency": None, "--rate": "0"}, "--rate: must be above zero"),
+        ({"--concurrency": None, "--rate": "5", "--arrival": "never"}, "unknown arrival process"),
+        ({"--concurrency": None}, "--rate: no load given"),
+        ({"--requests": None}, "--duration: no end given"),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else value[:30],
+)
+def test_bad_input_ends_with_one_clear_error(
+    serve: Serve,
+    prompts: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, str | None],
+    says: str,
+) -> None:
+    server = serve()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n')
+    names = {
+        "URL": server.url,
+        "PROMPTS": prompts,
+        "BROKEN": str(tmp_path / "broken.jsonl"),
+        "FILE/x": f"{tmp_path}/file/x",
+    }
+    options: dict[str, str | None] = {**dict(zip(GOOD[::2], GOOD[1::2], strict=True)), **change}
+    words = [w for k, v in options.items() if v is not None for w in (k, names.get(v, v))]
+    code, _, error = fovea(capsys, *words)
+    assert code == 2
+    assert says in error and error.count("\n") == 1
+
+
+def test_a_refused_key_names_the_variable(
+    serve: Serve, prompts: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(key="right")
+    words = ["--url", server.url, "--model", "m", "--workload", prompts, "--concurrency", "1", "--requests", "3"]
+    words += ["--api-key-env", "LOADTEST_KEY", "--max-slip-ms", "5000"]
+    monkeypatch.setenv("LOADTEST_KEY", "wrong")
+    code, _, error = fovea(capsys, *words)
+    assert code == 2 and "LOADTEST_KEY" in error and "401" in error
+    monkeypatch.setenv("LOADTEST_KEY", "right")
+    assert fovea(capsys, *words)[0] == 0
+
+
+def test_nothing_but_errors_fails_the_check(serve: Serve, prompts: str, capsys: pytest.CaptureFixture[str]) -> None:
+    server = serve(Plan(status=503, body=b"busy"))
+    words = ["--url", server.url, "--model", "m", "--workload", prompts, "--concurrency", "1", "--requests", "2"]
+    code, text, error = fovea(capsys, *words)
+    assert code == 1 and "not one request succeeded" in error and "http_503" in text
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_ctrl_c_keeps_what_was_measured(serve: Serve, prompts: str, tmp_path: Path, processes: str) -> None:
+    server = serve(Plan(first_s=0.01))
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, str(root / "fovea.py"), "loadtest", "run", "--url", server.url, "--model", "m"]
+    command += ["--workload", prompts, "--rate", "50", "--duration", "60", "--out", str(tmp_path / "out")]
+    command += ["--processes", processes, "--max-slip-ms", "5000"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}
+    ) as process:
+        deadline = time.monotonic() + 60
+        while len(server.requests) < 30 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=30)
+    assert process.returncode == 130, error
+    assert "Partial run" in out
+    data = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert data["partial"] and data["requests"] >= 20
+
+
+def test_a_full_disk_keeps_what_was_written(
+    serve: Serve, prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loadtest.recorder import Recorder
+
+    original, calls = Recorder.flush, []
+
+    def flush(self: Recorder) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        original(self)
+
+    monkeypatch.setattr("loadtest.recorder.BLOCK", 20)
+    monkeypatch.setattr(Recorder, "flush", flush)
+    report = run_load(config_for(serve(), prompts, concurrency=1, requests=500))
+    assert report.partial and "No space left" in report.data["failures"][0]
+    assert 20 <= report.data["requests"] < 500
+    assert (write_reports(report, tmp_path)["json"]).exists()
