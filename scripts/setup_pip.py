@@ -5,7 +5,6 @@ Standard library only: this runs before anything is installed.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import ssl
@@ -21,44 +20,58 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PROBE_SECONDS = 10.0
 # Settings of the user's that would send packages elsewhere than into the environment.
 MISLEADING = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER", "PIP_NO_DEPS", "PIP_REQUIRE_HASHES", "PIP_NO_BINARY")
-CAUSES = (
-    (
+# What pip printed -> what that means for the user; the first that fits counts.
+CAUSES = {
+    "disk": (
         r"No space left on device|Errno 28|Disk quota exceeded",
         "the disk is full (the environment, pip's cache or TMPDIR): free some space",
     ),
-    (
+    "hashes": (
         r"DO NOT MATCH THE HASHES",
         "the package index served a file that the lock does not name: use another mirror (PIP_INDEX_URL)",
     ),
-    (
+    "certificate": (
         r"CERTIFICATE_VERIFY_FAILED|SSLError|SSL: ",
         "the package index's certificate is not trusted here: name the CA file in PIP_CERT",
     ),
-    (
+    "unreachable": (
         r"Failed to establish a new connection|Temporary failure in name resolution|Name or service not known"
         r"|NameResolution|Max retries exceeded|ReadTimeout|Read timed out|ConnectTimeout|Cannot connect to proxy"
         r"|ProxyError|Connection refused|Connection reset|RemoteDisconnected"
         r"|\b50[0-9] (Server Error|Bad Gateway|Service Unavailable)",
         "the package index does not answer: check the network and the mirror that pip is set to (`pip config list`)",
     ),
-    (r"Permission denied|Read-only file system", "the environment's folder cannot be written to: check its owner"),
-    (
+    "permission": (
+        r"Permission denied|Read-only file system",
+        "the environment's folder cannot be written to: check its owner",
+    ),
+    "missing": (
         r"Could not find a version that satisfies|No matching distribution found",
         "the package index lacks a package of the lock, or does not answer: check the mirror that pip is set to",
     ),
-)
+}
 
 
 class SetupError(Exception):
-    """Set-up cannot go on; the text is the one line that the user sees."""
+    """Set-up cannot go on; the text is the one line that the user sees.
+
+    Args:
+        message: that line.
+        kind: a key of CAUSES when pip failed in a known way.
+    """
+
+    def __init__(self, message: str, kind: str | None = None):
+        super().__init__(message)
+        self.kind = kind
 
 
-def diagnose(output: str, log: Path) -> str:
-    """Return one line for what pip printed before it failed: the cause, pip's own last error, and the log's name."""
-    cause = next((text for pattern, text in CAUSES if re.search(pattern, output)), None)
+def diagnose(output: str, log: Path) -> SetupError:
+    """Return what pip's output means, in one line: the cause, pip's own last error, and the log's name."""
+    kind = next((key for key, (pattern, _) in CAUSES.items() if re.search(pattern, output)), None)
+    cause = CAUSES[kind][1] if kind else "pip failed"
     errors = re.findall(r"^\s*ERROR: (.+)$", output, re.MULTILINE)
     said = (errors or output.strip().splitlines() or ["nothing"])[-1].strip()[:200]
-    return f"{cause or 'pip failed'} [pip said: {said}] (log: {log}); then run make setup again, it goes on from here"
+    return SetupError(f"{cause} [pip said: {said}] (log: {log}); then run make setup again, it goes on from here", kind)
 
 
 def clean_environment(temporary: Path) -> dict[str, str]:
@@ -121,7 +134,7 @@ class Pip:
                     raise
         output = "".join(lines)
         if process.returncode:
-            raise SetupError(diagnose(output, self.log))
+            raise diagnose(output, self.log)
         return output
 
     def install(self, *args: str, each: Callable[[str], None] | None = None) -> None:
@@ -191,25 +204,24 @@ def install_torch_cpu(pip: Pip, versions: dict[str, str], python: str, say: Call
         python: the environment's Python, e.g. "3.11".
 
     Raises:
-        SetupError: only a CUDA build is to be had (several GB of libraries that this machine cannot use).
+        SetupError: no CPU build is to be had, or pip failed otherwise.
     """
     if index_has_torch(versions, python):
         say(f"torch {versions['torch']}+cpu from PyTorch's own index")
         pins = [f"{name}=={version}+cpu" for name, version in versions.items()]
         pip.install("--index-url", TORCH_CPU_INDEX, *pins)
         return
-    say(f"PyTorch's own index does not answer: torch {versions['torch']} from pip's other sources")
-    pin = f"torch=={versions['torch']}"
-    report = pip.log.with_name("torch.json")
-    # Ask first, download after: without a CPU wheel among its sources pip would take the CUDA build.
-    pip.run("install", "--dry-run", "--no-deps", "--ignore-installed", "--report", str(report), *patience(), pin)
-    chosen = json.loads(report.read_text())["install"][0]["metadata"]
-    if any(re.match(r"(nvidia|cuda)-", need) for need in chosen.get("requires_dist", [])):
+    say(f"PyTorch's own index does not answer: torch {versions['torch']}+cpu from pip's other sources")
+    # Never the bare version: without a CPU wheel among its sources pip would take the CUDA build for it.
+    try:
+        pip.install(f"torch=={versions['torch']}+cpu")
+    except SetupError as error:
+        if error.kind != "missing":
+            raise
         raise SetupError(
-            f"only the CUDA build of torch {versions['torch']} is to be had for Python {python} (several GB, no use"
-            f" without an NVIDIA GPU): let this machine reach {TORCH_CPU_INDEX}, or put torch-{versions['torch']}+cpu"
+            f"no CPU build of torch {versions['torch']} is to be had for Python {python} (the CUDA build would be"
+            f" several GB of no use without an NVIDIA GPU): let this machine reach {TORCH_CPU_INDEX}, or put the +cpu wheel"
             f" for cp{python.replace('.', '')} into a folder and set PIP_FIND_LINKS to it, or choose the Python that"
             " your wheel is for (make setup PYTHON=python3.11)"
-        )
-    pip.install(pin)
+        ) from error
     pip.install(*[f"{name}=={version}" for name, version in versions.items() if name != "torch"])

@@ -111,47 +111,61 @@ def test_dead_index_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class DryPip(Pip):
-    """The real pip for questions; installations are only noted."""
+    """The real pip, told to install nothing; what it would have installed is noted."""
 
     def __init__(self, folder: Path):
         super().__init__(Path(sys.executable), folder / "pip.log", folder)
         self.installed: list[tuple[str, ...]] = []
 
     def install(self, *args: str, each: object = None) -> None:
+        super().install("--dry-run", "--ignore-installed", *args, each=None)
         self.installed.append(args)
 
 
 def test_torch_from_the_index_when_it_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(setup_pip, "index_has_torch", lambda *args: True)
+    asked: list[tuple[str, ...]] = []
     pip = DryPip(tmp_path)
+    monkeypatch.setattr(pip, "install", lambda *args: asked.append(args))
     install_torch_cpu(pip, VERSIONS, "3.11", lambda text: None)
-    assert pip.installed == [("--index-url", setup_pip.TORCH_CPU_INDEX, "torch==2.13.0+cpu", "torchvision==0.28.0+cpu")]
+    assert asked == [("--index-url", setup_pip.TORCH_CPU_INDEX, "torch==2.13.0+cpu", "torchvision==0.28.0+cpu")]
 
 
-def test_torch_from_a_local_wheel_when_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """pip's only source is a folder with the CUDA build of torch and torchvision, as a mirror has them."""
     monkeypatch.setattr(setup_pip, "index_has_torch", lambda *args: False)
-    # Both builds are there, as on a machine with a mirror and a local wheel: pip prefers the local one.
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     wheel(tmp_path, "torch", "2.13.0", "nvidia-cudnn-cu13==9.20", "filelock")
-    wheel(tmp_path, "torch", "2.13.0+cpu", "filelock")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    pip = DryPip(tmp_path)
+    wheel(tmp_path, "torchvision", "0.28.0", "torch==2.13.0")
+    return tmp_path
+
+
+def test_torch_from_a_local_wheel_when_not(sources: Path) -> None:
+    wheel(sources, "torch", "2.13.0+cpu", "filelock")
+    pip = DryPip(sources)
     install_torch_cpu(pip, VERSIONS, "3.11", lambda text: None)
-    assert pip.installed == [("torch==2.13.0",), ("torchvision==0.28.0",)]
+    assert pip.installed == [("torch==2.13.0+cpu",), ("torchvision==0.28.0",)]
+    assert "Would install torch-2.13.0+cpu" in pip.log.read_text()
 
 
-def test_the_cuda_build_is_refused_before_it_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(setup_pip, "index_has_torch", lambda *args: False)
-    wheel(tmp_path, "torch", "2.13.0", "filelock", "nvidia-cudnn-cu13==9.20")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    pip = DryPip(tmp_path)
-    with pytest.raises(
-        SetupError, match=r"only the CUDA build of torch 2\.13\.0 is to be had for Python 3\.12"
-    ) as caught:
+def test_the_cuda_build_is_not_taken_for_the_cpu_one(sources: Path) -> None:
+    pip = DryPip(sources)
+    with pytest.raises(SetupError, match=r"no CPU build of torch 2\.13\.0 is to be had for Python 3\.12") as caught:
         install_torch_cpu(pip, VERSIONS, "3.12", lambda text: None)
     assert pip.installed == []
     assert "cp312" in str(caught.value) and "PIP_FIND_LINKS" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_dead_mirror_is_not_taken_for_a_missing_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup_pip, "index_has_torch", lambda *args: False)
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{closed.getsockname()[1]}/simple")
+        with pytest.raises(SetupError, match="the package index does not answer"):
+            install_torch_cpu(DryPip(tmp_path), VERSIONS, "3.11", lambda text: None)
 
 
 # one line for each failure, from pip's real output
@@ -208,7 +222,7 @@ OTHERS = {
 
 @pytest.mark.parametrize(("output", "start"), OTHERS.items())
 def test_diagnosis_of_other_failures(output: str, start: str) -> None:
-    text = diagnose(output, Path("x.log"))
+    text = str(diagnose(output, Path("x.log")))
     assert text.startswith(start) and "x.log" in text and "\n" not in text
 
 
