@@ -161,6 +161,26 @@ def _machine_prices(args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_cost(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--forecast", type=Path, metavar="FILE", help="what is expected of a month (YAML, docs/money.md)"
+    )
+    parser.add_argument("--against", action="append", metavar="MODEL", help="vendor model to compare with (repeatable)")
+    parser.add_argument("--prices", type=Path, metavar="FILE", help="your own price rows")
+    parser.add_argument("--articles", action="store_true", help="the articles' worked examples instead, recomputed")
+    parser.set_defaults(run=_cost)
+
+
+def _cost(args: argparse.Namespace) -> int:
+    from models.cost import report
+
+    if args.articles:
+        return report.print_articles(args.json)
+    if args.forecast is None:
+        raise UsageError("is required", field="forecast", fix="fovea models cost --forecast forecast.yaml")
+    return report.print_forecast(args.forecast, args.against or [], args.prices, args.json)
+
+
 def _add_golden(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("set", help="a shipped set (easy-vqa), a folder with golden.jsonl, or a .jsonl file")
     parser.set_defaults(run=_golden)
@@ -218,5 +238,6 @@ COMMANDS: dict[str, tuple[str, Adder]] = {
     "evaluate": ("ask a served model a golden set and score the answers", _add_evaluate),
     "image-tokens": ("count the input tokens of an image by a vendor's rule", _add_image_tokens),
     "prices": ("list what the vendors charge, and since when", _add_prices),
+    "cost": ("work out what an accepted answer costs, and when own machines pay", _add_cost),
     "golden": ("describe a golden set and check that it is sound", _add_golden),
 }
