@@ -16,7 +16,7 @@ setup-quantize: setup ## make .venv-quantize, the environment of the quantizatio
 	@sh scripts/setup quantize $(if $(filter setup-quantize,$(MAKECMDGOALS)),,--quiet)
 
 demo: setup ## serve a real model, ask it about an image, load-test it, price it
-	@$(PY) -m serving.demo $(ARGS)
+	@$(PY) scripts/demo.py $(ARGS)
 
 test: lint ## lint, then all tests (ARGS="tests/serving -k doctor" for some)
 	$(PY) -m pytest $(ARGS)
@@ -27,7 +27,7 @@ lint: setup ## ruff and mypy over the whole tree
 	$(PY) -m mypy
 
 bench: setup ## the stack against bare vLLM, same load, in one run
-	@$(PY) -m serving.bench $(ARGS)
+	@$(PY) scripts/bench_serving.py $(ARGS)
 
 bench-loadtest: setup ## the load generator against a fixed answer
 	@$(PY) -m loadtest.bench $(ARGS)

@@ -83,13 +83,19 @@ def serve(stack: Stack, events: Events, started: Any = None, stop: threading.Eve
         if interrupts > 2:
             os._exit(130)
 
+    def listen_for_signals() -> dict[int, Any]:
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        return {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+
     runtime.check_port(stack.listen.host, stack.listen.port)
-    old = {}
-    if threading.current_thread() is threading.main_thread():
-        old = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    old = listen_for_signals()
     try:
         events.say("starting Ray")
         with runtime.local_ray(stack):
+            listen_for_signals()  # Ray has put its own handlers in place
+            if stop.is_set():
+                return 130
             runtime.deploy(stack)
             if not runtime.wait_until_running(stack, events.say, stop):
                 return 130

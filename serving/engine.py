@@ -50,6 +50,7 @@ def engine_args(model: Model) -> argparse.Namespace:
     args.quantization = model.quantization
     args.max_model_len = model.max_model_len
     args.limit_mm_per_prompt = {"image": model.images_per_prompt, "video": 0}
+    args.structured_outputs_config.disable_any_whitespace = True  # else a small model may write blanks without end
     args.disable_uvicorn_access_log = True
     for name, value in model.engine_args.items():
         if not hasattr(args, name):

