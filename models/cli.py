@@ -234,8 +234,26 @@ def _evaluate(args: argparse.Namespace) -> int:
     return run_command(args)
 
 
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("first", type=Path, help="folder of an evaluation: the one to beat")
+    parser.add_argument("second", type=Path, help="folder of another evaluation on the same golden set")
+    parser.add_argument(
+        "--max-drop", type=float, metavar="SHARE", help="fail (exit 1) unless the drop is shown to be less"
+    )
+    parser.add_argument("--seed", type=whole_number, default=0, help="of the bootstrap (0)")
+    parser.add_argument("--out", type=Path, help="folder for report.json and report.html")
+    parser.set_defaults(run=_compare)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from models.evaluation.run import compare_command
+
+    return compare_command(args)
+
+
 COMMANDS: dict[str, tuple[str, Adder]] = {
     "evaluate": ("ask a served model a golden set and score the answers", _add_evaluate),
+    "compare": ("compare two evaluations item by item", _add_compare),
     "image-tokens": ("count the input tokens of an image by a vendor's rule", _add_image_tokens),
     "prices": ("list what the vendors charge, and since when", _add_prices),
     "cost": ("work out what an accepted answer costs, and when own machines pay", _add_cost),

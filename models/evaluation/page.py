@@ -125,10 +125,16 @@ def _wrong(page: Page, items: Sequence[GoldenItem], answers: Mapping[str, Answer
     wrong = [i for i in items if i.id in answers and answers[i.id].error is None and not is_right(i, answers[i.id])]
     page.section("Wrong answers", f"{len(wrong)} in all; the most confident first, at most {SHOWN_WRONG} shown.")
     wrong.sort(key=lambda i: -(answers[i.id].confidence or 0.0))
-    cards = "".join(_card(item, answers[item.id]) for item in wrong[:SHOWN_WRONG])
-    if cards:
-        grid = "display:grid;grid-template-columns:repeat(auto-fill,minmax(190px,1fr));gap:12px"
-        page.add(f'<div style="{grid}">{cards}</div>')
+    grid = card_grid([(item, answers[item.id]) for item in wrong[:SHOWN_WRONG]])
+    if grid:
+        page.add(grid)
+
+
+def card_grid(wrong: Sequence[tuple[GoldenItem, Answer]]) -> str:
+    """Return items with their wrong answers as cards side by side, as HTML; empty when there are none."""
+    cards = "".join(_card(item, answer) for item, answer in wrong)
+    grid = "display:grid;grid-template-columns:repeat(auto-fill,minmax(190px,1fr));gap:12px"
+    return f'<div style="{grid}">{cards}</div>' if cards else ""
 
 
 def _card(item: GoldenItem, answer: Answer) -> str:

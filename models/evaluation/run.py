@@ -23,7 +23,7 @@ from models.evaluation.page import write_page
 from models.evaluation.score import score
 from models.evaluation.settings import EvaluationSettings
 from models.evaluation.vendor import LEAST_MAX_TOKENS, VendorClient
-from models.golden import GoldenItem, GoldenSet, load_golden
+from models.golden import GoldenItem, GoldenSet, builtin_names, load_golden
 from models.prices import parse_money
 from models.providers import VENDORS, SpendLimitReached
 from models.support.errors import CheckFailed, UsageError
@@ -185,6 +185,7 @@ def build_report(
         "url": settings.base_url,
         "golden": {
             "name": golden.name,
+            "spec": settings.golden if settings.golden in builtin_names() else str(Path(settings.golden).resolve()),
             "digest": golden.digest,
             "items": len(golden.items),
             "asked": len(items),
@@ -235,3 +236,30 @@ def print_summary(report: dict[str, Any], out: Path) -> None:
     if rate is not None:
         print(f"{report['run']['asked_now']} answers in {report['run']['wall_s']:.1f} s, {rate} a second")
     print(f"report      {out / 'report.html'}")
+
+
+def compare_command(args: argparse.Namespace) -> int:
+    """`fovea models compare`: print the paired comparison; exit code 1 when `--max-drop` is not met."""
+    from models.evaluation.compare import compare, read_evaluation, verdict, write_comparison_page
+
+    if args.max_drop is not None and not 0 <= args.max_drop < 1:
+        raise UsageError("must lie between 0 and 1", field="max-drop", value=args.max_drop, fix="0.01 is one point")
+    first, second = read_evaluation(args.first), read_evaluation(args.second)
+    result = compare(first, second, seed=args.seed)
+    holds, sentence = verdict(result, args.max_drop)
+    result["verdict"] = {"holds": holds, "max_drop": args.max_drop, "text": sentence}
+    if args.out is not None:
+        write_json(args.out / "report.json", result)
+        write_comparison_page(args.out / "report.html", result, first, second, sentence, holds)
+    if args.json:
+        import json
+
+        print(json.dumps(result, indent=2))
+    else:
+        print(sentence)
+        for name, group in result["by_category"].items():
+            d = group["difference"]
+            interval = f"{100 * d['low']:+.2f} to {100 * d['high']:+.2f}"
+            print(f"  {name:<12}{100 * d['value']:+.2f} points ({interval}), n = {d['n']}")
+        print(f"lost {len(result['flips']['lost'])}, won {len(result['flips']['won'])}")
+    return 0 if holds else 1
