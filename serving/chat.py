@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -31,14 +31,14 @@ class ChatEndpoint:
     Args:
         state: vLLM's app state (`openai_serving_chat` and friends).
         choices: largest `n` of one request.
-        default_name: the model name that a request without `model` is for.
+        image_tokens: prompt tokens of an image of (width, height) pixels.
     """
 
-    def __init__(self, state: Any, choices: int):
+    def __init__(self, state: Any, choices: int, image_tokens: Callable[[int, int], int]):
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
         from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
-        self.state, self.choices = state, choices
+        self.state, self.choices, self.image_tokens = state, choices, image_tokens
         self.request_type, self.error_type = ChatCompletionRequest, ErrorResponse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,6 +87,7 @@ class ChatEndpoint:
             raise ApiError(400, f"The request is not valid: {str(error)[:300] or type(error).__name__}.", kind="bad_field") from error
         if exchange.pictures:
             _place_pictures(request.messages, exchange)
+            exchange.image_tokens = sum(self.image_tokens(p.width, p.height) for p in exchange.pictures)
         return request
 
     async def _answer(self, request: Any, raw: Any, exchange: Exchange, send: Send) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from models.support.errors import UsageError
@@ -93,3 +95,17 @@ async def start_engine(model: Model) -> Engine:
         client.shutdown()
         raise
     return Engine(client, app, args)
+
+
+def image_token_counter(engine: Engine) -> Callable[[int, int], int]:
+    """Return a function (width, height) -> prompt tokens of an image, by the checkpoint's own processor."""
+    from vllm.transformers_utils.processor import cached_processor_from_config
+
+    processor = cached_processor_from_config(engine.client.model_config)
+
+    @lru_cache(maxsize=4096)
+    def count(width: int, height: int) -> int:
+        found = processor._get_num_multimodal_tokens(image_sizes=[(height, width)])
+        return int(found["num_image_tokens"][0])
+
+    return count

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from serving.engine import start_engine
+from serving.engine import image_token_counter, start_engine
 from serving.layers import build_layers
 from serving.layers.admit import Admit
 from serving.layers.screen import CHAT
@@ -87,7 +87,7 @@ class Router:
         from serving.stack import Limits
 
         self.engine, self.name, self.peers, self.app = engine, name, peers, engine.app
-        self.chat = ChatEndpoint(engine.app.state, (stack.limits or Limits()).choices)
+        self.chat = ChatEndpoint(engine.app.state, (stack.limits or Limits()).choices, image_token_counter(engine))
         self.canary: Canary | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
