@@ -220,8 +220,8 @@ def install_torch_cpu(pip: Pip, versions: dict[str, str], python: str, say: Call
             raise
         raise SetupError(
             f"no CPU build of torch {versions['torch']} is to be had for Python {python} (the CUDA build would be"
-            f" several GB of no use without an NVIDIA GPU): let this machine reach {TORCH_CPU_INDEX}, or put the +cpu wheel"
-            f" for cp{python.replace('.', '')} into a folder and set PIP_FIND_LINKS to it, or choose the Python that"
-            " your wheel is for (make setup PYTHON=python3.11)"
+            f" several GB of no use without an NVIDIA GPU): let this machine reach {TORCH_CPU_INDEX}, or put the +cpu"
+            f" wheel for cp{python.replace('.', '')} into a folder and set PIP_FIND_LINKS to it, or choose the Python"
+            " that your wheel is for (make setup PYTHON=python3.11)"
         ) from error
     pip.install(*[f"{name}=={version}" for name, version in versions.items() if name != "torch"])
