@@ -42,7 +42,16 @@ def bare_command(model: Model, port: int) -> list[str]:
     """Return the command of vLLM's own server with the engine arguments that the stack gives to its engine."""
     limits = json.dumps({"image": model.images_per_prompt, "video": 0})
     command = [sys.executable, "-W", "ignore", "-m", "vllm.entrypoints.openai.api_server", "--model", model.path]
-    command += ["--served-model-name", model.name, "--host", "127.0.0.1", "--port", str(port), "--limit-mm-per-prompt", limits]
+    command += [
+        "--served-model-name",
+        model.name,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--limit-mm-per-prompt",
+        limits,
+    ]
     command += ["--structured-outputs-config", json.dumps({"disable_any_whitespace": True})]
     if model.max_model_len:
         command += ["--max-model-len", str(model.max_model_len)]
@@ -54,13 +63,20 @@ def bare_command(model: Model, port: int) -> list[str]:
 
 
 @contextmanager
-def running(command: list[str], port: int, probe: str, log: Path, kv_gib: int) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
+def running(
+    command: list[str], port: int, probe: str, log: Path, kv_gib: int
+) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
     """Start a server in a session of its own; yield it and the seconds until `probe` answered 200; stop it.
 
     Raises:
         CheckFailed: it ended or did not answer within 10 minutes; its log is named.
     """
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": str(kv_gib), "VLLM_NO_USAGE_STATS": "1"}
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": str(kv_gib),
+        "VLLM_NO_USAGE_STATS": "1",
+    }
     began = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
@@ -135,16 +151,25 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     stack = load_stack(args.stack)
     model = stack.models[0]
     texts = folder / "text.jsonl"
-    texts.write_text("".join(json.dumps({"prompt": f"Note {i}: is there a blue shape in the image?"}) + "\n" for i in range(4000)))
+    texts.write_text(
+        "".join(json.dumps({"prompt": f"Note {i}: is there a blue shape in the image?"}) + "\n" for i in range(4000))
+    )
     workloads = {"text": str(texts), "image": "easy-vqa"}
     rows: list[dict[str, Any]] = []
     starts: dict[str, list[float]] = defaultdict(list)
     for number in range(args.rounds):
         for system in ("bare", "stack") if number % 2 == 0 else ("stack", "bare"):
             port = free_port()
-            command = bare_command(model, port) if system == "bare" else [sys.executable, str(ROOT / "fovea.py"), "serve", args.stack, "--port", str(port)]
+            command = (
+                bare_command(model, port)
+                if system == "bare"
+                else [sys.executable, str(ROOT / "fovea.py"), "serve", args.stack, "--port", str(port)]
+            )
             probe = "/health" if system == "bare" else "/ready"
-            with running(command, port, probe, folder / f"{system}-{number}.log", model.cpu_kv_cache_gib) as (process, seconds):
+            with running(command, port, probe, folder / f"{system}-{number}.log", model.cpu_kv_cache_gib) as (
+                process,
+                seconds,
+            ):
                 starts[system].append(seconds)
                 for kind, workload in workloads.items():
                     load(port, model.name, workload, 8, 3, folder / "warm")
@@ -152,20 +177,40 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
                         before = processor_seconds(process.pid)
                         report = load(port, model.name, workload, concurrency, args.seconds, folder / "run")
                         after = processor_seconds(process.pid)
-                        asked = report["requests"] * (args.seconds + 2) / args.seconds  # the warm-up is in the account too
-                        spent = {k: round(1000 * (v - before.get(k, 0)) / asked, 3) for k, v in after.items() if v > before.get(k, 0)}
+                        asked = (
+                            report["requests"] * (args.seconds + 2) / args.seconds
+                        )  # the warm-up is in the account too
+                        spent = {
+                            k: round(1000 * (v - before.get(k, 0)) / asked, 3)
+                            for k, v in after.items()
+                            if v > before.get(k, 0)
+                        }
                         rps, p50 = report["throughput_rps"], report["latency_ms"]["p50"]["value"]
                         rps = rps["value"] if isinstance(rps, dict) else rps
-                        row = {"round": number, "system": system, "kind": kind, "concurrency": concurrency, "rps": rps, "p50_ms": p50, "cpu_ms": spent}
+                        row = {
+                            "round": number,
+                            "system": system,
+                            "kind": kind,
+                            "concurrency": concurrency,
+                            "rps": rps,
+                            "p50_ms": p50,
+                            "cpu_ms": spent,
+                        }
                         rows.append(row)
-                        print(f"round {number} {system:5s} {kind:5s} c={concurrency:<3d} {rps:7.1f} req/s  p50 {p50:6.1f} ms", file=sys.stderr, flush=True)
+                        print(
+                            f"round {number} {system:5s} {kind:5s} c={concurrency:<3d} {rps:7.1f} req/s  p50 {p50:6.1f} ms",
+                            file=sys.stderr,
+                            flush=True,
+                        )
     return {"rows": rows, "starts_s": dict(starts)}
 
 
 def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return one line per kind and concurrency: the stack's share of bare vLLM's requests/s, and the p50 it adds."""
     lines = []
-    for kind, concurrency in sorted({(r["kind"], r["concurrency"]) for r in rows}, key=lambda k: (k[0] != "text", k[1])):
+    for kind, concurrency in sorted(
+        {(r["kind"], r["concurrency"]) for r in rows}, key=lambda k: (k[0] != "text", k[1])
+    ):
         pairs: dict[int, dict[str, dict[str, Any]]] = defaultdict(dict)
         for row in rows:
             if (row["kind"], row["concurrency"]) == (kind, concurrency):
@@ -190,7 +235,9 @@ def account(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]
     out: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for kind in ("text", "image"):
         for system in ("bare", "stack"):
-            chosen = [row["cpu_ms"] for row in rows if (row["kind"], row["system"], row["concurrency"]) == (kind, system, top)]
+            chosen = [
+                row["cpu_ms"] for row in rows if (row["kind"], row["system"], row["concurrency"]) == (kind, system, top)
+            ]
             for process in sorted({name for spent in chosen for name in spent}):
                 out[kind][system][process] = round(statistics.median(spent.get(process, 0.0) for spent in chosen), 3)
     return {kind: dict(systems) for kind, systems in out.items()}
@@ -215,7 +262,9 @@ def main() -> int:
         "command": " ".join(sys.argv),
     }
     write_json(args.out, result)
-    print("| load | concurrency | bare req/s | stack req/s | share (range) | added p50, ms (range) |\n|---|---|---|---|---|---|")
+    print(
+        "| load | concurrency | bare req/s | stack req/s | share (range) | added p50, ms (range) |\n|---|---|---|---|---|---|"
+    )
     for line in result["ratios"]:
         low, high = line["share_range"]
         least, most = line["added_p50_range"]

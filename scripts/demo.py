@@ -43,7 +43,9 @@ def start(port: int) -> tuple[subprocess.Popen[str], str]:
         RuntimeError: it ended before it was ready.
     """
     command = [*FOVEA, "serve", str(ROOT / "stack.yaml"), "--port", str(port), "--json"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    server = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     errors: list[str] = []
     threading.Thread(target=lambda: errors.extend(server.stderr or ()), daemon=True).start()
     SERVERS.append(server)
@@ -112,14 +114,31 @@ def demo(args: argparse.Namespace) -> None:
     step(2, "Asking about test pictures through the OpenAI API")
     with tempfile.TemporaryDirectory(prefix="fovea-demo-") as folder:
         for path, question, truth in pictures(Path(folder)):
-            done = subprocess.run([*FOVEA, "ask", str(path), question, "--url", url, "--json"], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [*FOVEA, "ask", str(path), question, "--url", url, "--json"],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             if done.returncode:
                 raise RuntimeError(f"fovea ask failed: {done.stderr.strip()}")
             answer: dict[str, Any] = json.loads(done.stdout)
             print(f"   {question:45s} -> {answer['answer']!r} (truth: {truth}; {1000 * answer['latency_s']:.0f} ms)")
 
     step(3, f"Scoring {args.questions} easy-VQA test questions through the served endpoint")
-    run("models", "evaluate", url, "--model", NAME, "--golden", "easy-vqa", "--limit", str(args.questions), "--out", str(out / "evaluation"))
+    run(
+        "models",
+        "evaluate",
+        url,
+        "--model",
+        NAME,
+        "--golden",
+        "easy-vqa",
+        "--limit",
+        str(args.questions),
+        "--out",
+        str(out / "evaluation"),
+    )
 
     step(4, f"Load test: Poisson arrivals at {args.rate:g} requests/s for {args.seconds:g} s, and what an answer costs")
     run(
@@ -138,7 +157,9 @@ def main() -> int:
     parser.add_argument("--questions", type=int, default=500)
     parser.add_argument("--rate", type=float, default=10.0)
     parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--usd-per-hour", type=float, default=0.10, help="price of this machine; 2 shared cores in a cloud")
+    parser.add_argument(
+        "--usd-per-hour", type=float, default=0.10, help="price of this machine; 2 shared cores in a cloud"
+    )
     args = parser.parse_args()
 
     def stop(number: int, frame: object) -> None:

@@ -43,7 +43,11 @@ def run(args: argparse.Namespace) -> int:
     for model in stack.models:
         _ = model.path  # a missing checkpoint is told before anything is started
     if args.check:
-        print(json.dumps(stack.model_dump(mode="json")) if args.json else f"{args.stack}: {len(stack.models)} model(s), ok")
+        print(
+            json.dumps(stack.model_dump(mode="json"))
+            if args.json
+            else f"{args.stack}: {len(stack.models)} model(s), ok"
+        )
         return 0
     return serve(stack, Events(args.json))
 

@@ -99,7 +99,12 @@ def check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise UsageError(f"cannot listen there: {error.strerror}", field="listen", value=f"{host}:{port}", fix="choose another port") from error
+            raise UsageError(
+                f"cannot listen there: {error.strerror}",
+                field="listen",
+                value=f"{host}:{port}",
+                fix="choose another port",
+            ) from error
 
 
 @contextmanager
@@ -139,9 +144,7 @@ def deploy(stack: Stack) -> None:
     from serving.front import bind_front
 
     serve.start(
-        http_options=HTTPOptions(
-            host=stack.listen.host, port=stack.listen.port, keep_alive_timeout_s=75
-        ),
+        http_options=HTTPOptions(host=stack.listen.host, port=stack.listen.port, keep_alive_timeout_s=75),
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )
     single = len(stack.models) == 1
@@ -229,7 +232,9 @@ def wait_until_answering(stack: Stack, stop: threading.Event, timeout_s: float =
         finally:
             connection.close()
         if time.monotonic() > deadline:
-            raise CheckFailed(f"the stack runs but does not answer on its port after {timeout_s:g} s", field="listen", value=said)
+            raise CheckFailed(
+                f"the stack runs but does not answer on its port after {timeout_s:g} s", field="listen", value=said
+            )
         time.sleep(0.05)
 
 

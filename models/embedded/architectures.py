@@ -366,7 +366,9 @@ def _batch_vision_attention() -> None:
     if hasattr(attention, "_one_picture_at_a_time"):
         return
 
-    def forward(self: Any, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: Any, **kwargs: Any) -> Tensor:
+    def forward(
+        self: Any, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: Any, **kwargs: Any
+    ) -> Tensor:
         lengths = cu_seqlens[1:] - cu_seqlens[:-1]
         if not bool((lengths == lengths[0]).all()):
             return attention._one_picture_at_a_time(
@@ -382,5 +384,3 @@ def _batch_vision_attention() -> None:
 
     attention._one_picture_at_a_time = attention.forward  # type: ignore[attr-defined]
     attention.forward = forward  # type: ignore[method-assign]
-
-

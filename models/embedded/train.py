@@ -100,7 +100,9 @@ class Pictures:
                 question, truth = shapes.draw_question(rng, scene, dense)
                 asked.append((shapes.rephrase(rng, question) if rng.random() < 0.25 else question, truth))
             pixels.append(array)
-            scenes.append(scene if box is not None or scene is None else shapes.Scene(scene.shape, scene.color, (0,) * 4))
+            scenes.append(
+                scene if box is not None or scene is None else shapes.Scene(scene.shape, scene.color, (0,) * 4)
+            )
             questions.append(asked)
         return np.stack(pixels), scenes, questions
 
@@ -129,7 +131,9 @@ def look_loss(arch: Architecture, model: Any, heads: Any, data: Pictures, rng: n
     shape = torch.tensor([shapes.SHAPES.index(scene.shape) for scene in kept])
     box = torch.tensor([scene.box for scene in kept], dtype=torch.float32)
     boxed = box.sum(dim=1) > 0
-    loss = functional.cross_entropy(heads["color"](pooled), color) + functional.cross_entropy(heads["shape"](pooled), shape)
+    loss = functional.cross_entropy(heads["color"](pooled), color) + functional.cross_entropy(
+        heads["shape"](pooled), shape
+    )
     return loss + 2 * functional.l1_loss(heads["box"](pooled)[boxed], box[boxed])
 
 
@@ -243,7 +247,9 @@ def train(recipe: Recipe, out: Path, threads: int, report_every: int = 100) -> N
     ):
         if progress.stage != stage:
             continue
-        optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(
+            parameters, lr=peak, betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True
+        )
         if state is not None and state["progress"]["stage"] == stage:
             optimizer.load_state_dict(state["optimizer"])
         began, running = time.monotonic() - progress.seconds, 0.0
@@ -319,12 +325,19 @@ def _finish(arch: Architecture, model: Any, recipe: Recipe, progress: Progress, 
             "family": recipe.family,
             "parameters": parameters,
             "recipe": asdict(recipe),
-            "data": {"easy-vqa": "1.0, training split only, last 200 pictures held out", "rendered": "models/embedded/shapes.py"},
+            "data": {
+                "easy-vqa": "1.0, training split only, last 200 pictures held out",
+                "rendered": "models/embedded/shapes.py",
+            },
             "held_out_training_accuracy": accuracy,
             "training_seconds": round(progress.seconds, 1),
             "curve": progress.curve,
             "hardware": {"cpu": platform.processor() or platform.machine(), "threads": threads},
-            "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
+            "versions": {
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "python": platform.python_version(),
+            },
             "sha256": files,
         },
     )
