@@ -198,7 +198,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
                         }
                         rows.append(row)
                         print(
-                            f"round {number} {system:5s} {kind:5s} c={concurrency:<3d} {rps:7.1f} req/s  p50 {p50:6.1f} ms",
+                            f"round {number} {system:5s} {kind:5s} c={concurrency:<3d} "
+                            f"{rps:7.1f} req/s, p50 {p50:6.1f} ms",
                             file=sys.stderr,
                             flush=True,
                         )
@@ -263,14 +264,16 @@ def main() -> int:
     }
     write_json(args.out, result)
     print(
-        "| load | concurrency | bare req/s | stack req/s | share (range) | added p50, ms (range) |\n|---|---|---|---|---|---|"
+        "| load | concurrency | bare req/s | stack req/s | share (range) | added p50, ms (range) |\n"
+        "|---|---|---|---|---|---|"
     )
     for line in result["ratios"]:
         low, high = line["share_range"]
         least, most = line["added_p50_range"]
         print(
             f"| {line['kind']} | {line['concurrency']} | {line['bare_rps']:.1f} | {line['stack_rps']:.1f} "
-            f"| {line['share']:.2f} ({low:.2f}-{high:.2f}) | {line['added_p50_ms']:+.1f} ({least:+.1f} to {most:+.1f}) |"
+            f"| {line['share']:.2f} ({low:.2f}-{high:.2f}) "
+            f"| {line['added_p50_ms']:+.1f} ({least:+.1f} to {most:+.1f}) |"
         )
     for system, seconds in result["starts_s"].items():
         print(f"start to ready, {system}: {', '.join(f'{s:.1f}' for s in seconds)} s")

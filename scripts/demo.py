@@ -142,10 +142,30 @@ def demo(args: argparse.Namespace) -> None:
 
     step(4, f"Load test: Poisson arrivals at {args.rate:g} requests/s for {args.seconds:g} s, and what an answer costs")
     run(
-        "loadtest", "run", "--url", url, "--model", NAME, "--workload", "easy-vqa", "--rate", str(args.rate), "--warmup", "3",
-        "--duration", str(args.seconds), "--max-tokens", "8", "--no-cache-bust", "--usd-per-hour", str(args.usd_per_hour),
-        "--utilization", "0.4", "--out", str(out / "loadtest"),
-    )  # fmt: skip
+        "loadtest",
+        "run",
+        "--url",
+        url,
+        "--model",
+        NAME,
+        "--workload",
+        "easy-vqa",
+        "--rate",
+        str(args.rate),
+        "--warmup",
+        "3",
+        "--duration",
+        str(args.seconds),
+        "--max-tokens",
+        "8",
+        "--no-cache-bust",
+        "--usd-per-hour",
+        str(args.usd_per_hour),
+        "--utilization",
+        "0.4",
+        "--out",
+        str(out / "loadtest"),
+    )
     print(f"\nReport: {out / 'loadtest' / 'report.html'}")
 
 

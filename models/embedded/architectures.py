@@ -15,7 +15,6 @@ import numpy as np
 from models.embedded.tokenizers import paligemma_tokenizer, qwen_tokenizer
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -181,7 +180,7 @@ class QwenVL(Architecture):
         rows, columns = height // self.patch, width // self.patch
         x = torch.from_numpy(pixels).float().div_(255)
         x = (x - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)
-        # (picture, row block, row in block, y, column block, column in block, x, channel) to the processor's patch order
+        # (picture, row block, row in block, y, column block, column in block, x, channel) to the processor's order
         m, p = self.merge, self.patch
         x = x.reshape(count, rows // m, m, p, columns // m, m, p, 3).permute(0, 1, 4, 2, 5, 7, 3, 6)
         x = x.unsqueeze(6).expand(-1, -1, -1, -1, -1, -1, 2, -1, -1)  # a picture is two equal video frames
@@ -358,7 +357,6 @@ def _batch_vision_attention() -> None:
     Without flash attention transformers runs one attention call per picture; for a training batch of equal pictures
     the reshaped single call computes the same values several times faster on a CPU.
     """
-    import torch
     from torch.nn.functional import scaled_dot_product_attention
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as modeling
 

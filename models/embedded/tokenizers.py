@@ -27,7 +27,7 @@ QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# ChatML as Qwen2.5-VL writes it, without the default system prompt (16 tokens of every request), with Hermes-style tools.
+# ChatML as Qwen2.5-VL writes it, without the default system prompt (16 tokens a request), with Hermes-style tools.
 QWEN_CHAT_TEMPLATE = """\
 {%- if tools %}{{- '<|im_start|>system\\n' }}
 {%- if messages[0]['role'] == 'system' %}{{- messages[0]['content'] + '\\n\\n' }}{%- endif %}
@@ -48,7 +48,8 @@ QWEN_CHAT_TEMPLATE = """\
 {%- endfor %}
 {%- endif %}
 {%- for call in message['tool_calls'] or [] %}
-{{- '<tool_call>' + ({'name': call['function']['name'], 'arguments': call['function']['arguments']} | tojson) + '</tool_call>' }}
+{%- set f = call['function'] %}
+{{- '<tool_call>' + ({'name': f['name'], 'arguments': f['arguments']} | tojson) + '</tool_call>' }}
 {%- endfor %}
 {{- '<|im_end|>\\n' }}
 {%- endif %}
@@ -56,7 +57,7 @@ QWEN_CHAT_TEMPLATE = """\
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
 
 # PaliGemma answers one turn: the last user message becomes the prefix.  A plain question is asked with the `answer en`
-# task prefix; a message that begins with a task (caption, describe, ocr, detect, segment, answer) is passed on as it is.
+# task prefix; a message that begins with a task (caption, describe, ocr, detect, segment, answer) is passed on.
 PALIGEMMA_CHAT_TEMPLATE = """\
 {%- set last = (messages | selectattr('role', 'equalto', 'user') | list | last) %}
 {%- if last['content'] is string %}{%- set text = last['content'] %}

@@ -7,8 +7,8 @@ Two stages, both seeded:
 2. *answer*: the whole model learns to answer; the loss is on the answer's tokens only.  Several questions share one
    picture, so that the tower runs once for them.
 
-Pictures: half of the published easy-VQA training split (mirrored at random), half rendered (`shapes.py`).  A part of the
-published *training* pictures is held out to follow progress; the test split is never read.  A run that is interrupted
+Pictures: half of the published easy-VQA training split (mirrored at random), half rendered (`shapes.py`).  A part of
+the published *training* pictures is held out to follow progress; the test split is never read.  A run that is interrupted
 continues from its last checkpoint with the same command.
 """
 

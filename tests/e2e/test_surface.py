@@ -168,10 +168,16 @@ def test_probes_and_metrics(qwen: Running) -> None:
         samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
         names = {sample.name for sample in samples}
         for needed in (
-            "fovea_first_byte_seconds_count", "fovea_image_tokens_total", "vllm:num_requests_running", "vllm:generation_tokens_total",
-            "vllm:time_to_first_token_seconds_count", "vllm:inter_token_latency_seconds_count", "vllm:request_queue_time_seconds_count",
-            "vllm:e2e_request_latency_seconds_count", "vllm:iteration_tokens_total_count",
-        ):  # fmt: skip
+            "fovea_first_byte_seconds_count",
+            "fovea_image_tokens_total",
+            "vllm:num_requests_running",
+            "vllm:generation_tokens_total",
+            "vllm:time_to_first_token_seconds_count",
+            "vllm:inter_token_latency_seconds_count",
+            "vllm:request_queue_time_seconds_count",
+            "vllm:e2e_request_latency_seconds_count",
+            "vllm:iteration_tokens_total_count",
+        ):
             assert needed in names, needed
         return sum(s.value for s in samples if s.name == "fovea_images_total")
 
