@@ -182,38 +182,41 @@ def _cost(args: argparse.Namespace) -> int:
 
 
 def _add_golden(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("set", help="a shipped set (easy-vqa), a folder with golden.jsonl, or a .jsonl file")
+    parser.add_argument("set", nargs="+", metavar="[check] SET", help="a shipped set, a folder or a .jsonl file")
+    parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the set as golden.jsonl with its images")
+    parser.add_argument("--against", metavar="SET", help="another set, a training set say: report what leaks from it")
     parser.set_defaults(run=_golden)
 
 
 def _golden(args: argparse.Namespace) -> int:
     from models.golden import load_golden
-    from models.golden.sets import unique_images
+    from models.golden.check import check_golden, summary
+    from models.golden.sets import export
 
-    golden = load_golden(args.set)
-    summary: dict[str, Any] = {
-        "name": golden.name,
-        "items": len(golden.items),
-        "images": len(unique_images(golden.items)),
-        "categories": golden.categories,
-        "digest": golden.digest,
-        "source": golden.source,
-        "licence": golden.licence or None,
-    }
+    words = args.set[1:] if args.set[0] == "check" and len(args.set) > 1 else args.set
+    if len(words) != 1:
+        raise UsageError("one set at a time", field="set", value=" ".join(words))
+    golden = load_golden(words[0])
+    if args.export is not None:
+        export(golden, args.export)
+    findings = check_golden(golden, load_golden(args.against) if args.against else None)
+    result: dict[str, Any] = summary(golden, findings)
     if args.json:
-        print_json(summary)
+        print_json(result)
     else:
-        for key, value in summary.items():
-            print(f"{key:<10}  {value}")
-    return 0
+        for key, value in result.items():
+            if key != "findings" and value:
+                print(f"{key:<10}  {value}")
+        for finding in findings:
+            print(f"{finding.kind}: {finding.text}: {', '.join(finding.ids)}")
+        print(f"{len(findings)} findings")
+    return 1 if findings else 0
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("url", help="endpoint (http://127.0.0.1:8000/v1) or a vendor's model (openai/gpt-4o-mini)")
     parser.add_argument("--model", help="the model's name at the endpoint; not for a vendor")
-    parser.add_argument(
-        "--golden", required=True, help="a shipped set (easy-vqa), a folder with golden.jsonl, or a .jsonl file"
-    )
+    parser.add_argument("--golden", required=True, help="easy-vqa, receipts, modems, a folder or a .jsonl file")
     parser.add_argument("--limit", type=whole_number, help="ask that many items, drawn at random by --seed")
     parser.add_argument("--seed", type=whole_number, default=0, help="of the draw and of the bootstrap (0)")
     parser.add_argument("--concurrency", type=whole_number, default=32, help="requests in flight (32)")

@@ -141,8 +141,8 @@ def _card(item: GoldenItem, answer: Answer) -> str:
     """One wrong answer as a picture with what was asked, said and right."""
     confidence = "" if answer.confidence is None else f", confidence {answer.confidence:.3f}"
     picture = f"<p>{escape(item.image.path.name)}</p>"
-    if item.image.path.stat().st_size <= LARGEST_EMBEDDED:
-        source = data_uri(item.image).decode()
+    source = data_uri(item.image).decode()
+    if len(source) <= LARGEST_EMBEDDED:
         style = "width:100%;max-height:190px;object-fit:contain;image-rendering:pixelated"
         picture = f'<img alt="{escape(item.question, quote=True)}" style="{style}" src="{source}">'
     said = escape(f"said {answer.text!r}{confidence}, right is {item.expected!r}")

@@ -9,5 +9,17 @@ True
 from models.golden.load import builtin_names, load_golden
 from models.golden.rules import RULES, Rule, normalize
 from models.golden.sets import GoldenItem, GoldenSet, ImageRef
+from models.golden.structured import find_object, is_abstention
 
-__all__ = ["RULES", "GoldenItem", "GoldenSet", "ImageRef", "Rule", "builtin_names", "load_golden", "normalize"]
+__all__ = [
+    "RULES",
+    "GoldenItem",
+    "GoldenSet",
+    "ImageRef",
+    "Rule",
+    "builtin_names",
+    "find_object",
+    "is_abstention",
+    "load_golden",
+    "normalize",
+]

@@ -22,6 +22,7 @@ from typing import Any
 from models.golden.easy_vqa import load_easy_vqa
 from models.golden.rules import RULES
 from models.golden.sets import GoldenItem, GoldenSet, ImageRef
+from models.golden.structured import JsonFields
 from models.support.errors import UsageError
 
 FILE_NAME = "golden.jsonl"
@@ -29,7 +30,20 @@ SPLITS = ("train", "validation", "test")
 _REQUIRED = ("id", "image", "question", "expected")
 _KNOWN = frozenset({*_REQUIRED, "accept", "category", "split", "tags"})
 
-BUILTIN: dict[str, Callable[[], GoldenSet]] = {"easy-vqa": load_easy_vqa}
+
+def _receipts() -> GoldenSet:
+    from models.golden.rendered.receipts import build
+
+    return build()
+
+
+def _modems() -> GoldenSet:
+    from models.golden.rendered.modems import build
+
+    return build()
+
+
+BUILTIN: dict[str, Callable[[], GoldenSet]] = {"easy-vqa": load_easy_vqa, "receipts": _receipts, "modems": _modems}
 
 
 def builtin_names() -> list[str]:
@@ -151,7 +165,8 @@ def _parse_accept(accept: Any, expected: Any, where: str) -> tuple[str, dict[str
     if problem is not None:
         raise UsageError(problem, field=where, value=expected)
     # The label itself must be acceptable, otherwise the set can never be answered right.
-    if not isinstance(expected, list | dict) and not rule.check(str(expected), expected, options):
+    own = json.dumps(expected) if rule.name == JsonFields.name else str(expected)
+    if expected is not None and not isinstance(expected, list) and not rule.check(own, expected, options):
         raise UsageError(
             "the expected answer is outside its own acceptable range",
             field=where,

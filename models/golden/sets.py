@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from models.golden.rules import RULES
 from models.support.errors import UsageError
+from models.support.files import atomic_write
 
 # What the OpenAI, Anthropic and Gemini APIs take as they are; other formats must be converted by whoever builds a set.
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
@@ -65,6 +66,16 @@ class ImageRef:
     def digest(self) -> str:
         """sha256 of the bytes, hex."""
         return hashlib.sha256(self.read()).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class RenderedImage(ImageRef):
+    """A picture made by the project itself, held in memory; `path` is only its name."""
+
+    data: bytes = field(default=b"", repr=False)
+
+    def read(self) -> bytes:
+        return self.data
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +163,25 @@ class GoldenSet:
         if limit < 1:
             raise UsageError("must be at least 1", field="limit", value=limit, fix="leave it out to ask all items")
         return random.Random(seed).sample(self.items, limit)
+
+
+def export(golden: GoldenSet, folder: Path) -> Path:
+    """Write a set as `golden.jsonl` with its images, the form that `load_golden` reads; return the file.
+
+    Raises:
+        UsageError: the folder cannot be written to.
+    """
+    suffix = {kind: f".{name.lower()}" for name, kind in MEDIA_TYPES.items()}
+    names: dict[int, str] = {}
+    for image in unique_images(golden.items):
+        names[id(image)] = f"images/{image.digest[:16]}{suffix[image.media_type]}"
+        with atomic_write(folder / names[id(image)], "wb") as file:
+            file.write(image.read())
+    with atomic_write(folder / "golden.jsonl") as file:
+        for item in golden.items:
+            row = item.as_dict() | {"image": names[id(item.image)]}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return folder / "golden.jsonl"
 
 
 def unique_images(items: Iterable[GoldenItem]) -> list[ImageRef]:

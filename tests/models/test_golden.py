@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from models.golden import RULES, load_golden, normalize
+from models.golden.check import agreement, check_golden, difference_hash
 from models.golden.load import read_jsonl
+from models.golden.sets import ImageRef, export
+from models.golden.structured import JsonFields
 from models.support.errors import UsageError
 
 
@@ -192,8 +197,63 @@ class TestRules:
         assert RULES[rule].check(answer, expected, options) is right
 
     @pytest.mark.parametrize(
+        ("answer", "right"),
+        [
+            ('{"total": 42.1, "currency": "eur", "items": ["tea", "milk"], "tip": null, "paid": true}', True),
+            (
+                'So:\n```json\n{"total": "42.10 EUR", "currency": "EUR.", "items": "milk; tea", "paid": "True"}\n```',
+                True,
+            ),
+            ('{"total": 42.2, "currency": "EUR", "items": ["tea", "milk"], "paid": true}', False),
+            ('{"total": 42.1, "currency": "EUR", "items": ["tea"], "paid": true}', False),
+            ('{"total": 42.1, "currency": "EUR", "items": ["tea", "milk"], "tip": 3, "paid": true}', False),
+            ('{"total": 42.1, "currency": "EUR", "items": ["tea", "milk"], "paid": false}', False),
+            ('{"total": 42.1', False),
+            ("[]", False),
+            ("", False),
+        ],
+    )
+    def test_json(self, answer: str, right: bool) -> None:
+        expected = {"total": 42.1, "currency": "EUR", "items": ["tea", "milk"], "tip": None, "paid": True}
+        options = {"fields": {"total": {"rule": "numeric", "abs": 0.05}}}
+        assert RULES["json"].validate(expected, options) is None
+        assert RULES["json"].check(answer, expected, options) is right
+
+    def test_json_by_field_and_extras(self) -> None:
+        rule = JsonFields()
+        assert rule.fields('{"a": "x", "b": 1, "c": 2}', {"a": "x", "b": 2}, {}) == {"a": True, "b": False}
+        assert rule.fields("no", {"a": "x"}, {}) == {"a": False}
+        strict = {"allow_extra": False}
+        assert not rule.check('{"a": "x", "c": 2}', {"a": "x"}, strict) and rule.check('{"a": "x"}', {"a": "x"}, strict)
+
+    @pytest.mark.parametrize(
+        ("answer", "right"),
+        [
+            ("I don't know.", True),
+            ("Cannot tell from this photo", True),
+            ("", False),
+            ("N/A", True),
+            ("Red", False),
+            ("unknowns", False),
+        ],
+    )
+    def test_abstain(self, answer: str, right: bool) -> None:
+        assert RULES["abstain"].check(answer, None, {}) is right
+        assert RULES["abstain"].check("pass", None, {"phrases": ["pass"]})
+
+    @pytest.mark.parametrize(
         ("rule", "expected", "options"),
         [
+            ("json", {}, {}),
+            ("json", [1], {}),
+            ("json", {"a": 1}, {"fields": {"b": {"rule": "exact"}}}),
+            ("json", {"a": 1}, {"fields": {"a": {"rule": "none"}}}),
+            ("json", {"a": 1}, {"fields": {"a": {"rule": "json"}}}),
+            ("json", {"a": 1}, {"fields": {"a": {"rule": "numeric", "tolerance": 1}}}),
+            ("json", {"a": ""}, {}),
+            ("json", {"a": 1}, {"allow_extra": 1}),
+            ("abstain", "x", {}),
+            ("abstain", None, {"phrases": []}),
             ("exact", 3, {}),
             ("normalized", "  ", {}),
             ("normalized", "?!", {}),
@@ -219,6 +279,8 @@ class TestRules:
 
     @given(st.text(min_size=1), st.text())
     def test_check_never_raises(self, expected: str, answer: str) -> None:
+        assert RULES["json"].check(answer, {"a": expected}, {}) in (True, False)
+        assert RULES["abstain"].check(answer, None, {}) in (True, False)
         cases: list[tuple[str, dict[str, Any]]] = [
             ("exact", {}),
             ("normalized", {}),
@@ -235,3 +297,118 @@ class TestRules:
         assert check(repr(expected), expected, {"abs": tolerance})
         far = expected + tolerance * 1.01 + 1
         assert not check(repr(far), expected, {"abs": tolerance})
+
+
+class TestCheck:
+    def make(self, folder: Path, *rows: dict[str, Any]) -> Any:
+        folder.mkdir(exist_ok=True)
+        return load_golden(write_set(folder, *rows))
+
+    def test_easy_vqa_is_clean(self) -> None:
+        assert check_golden(load_golden("easy-vqa")) == []
+
+    def test_duplicates_conflicts_and_leaks(self, tmp_path: Path) -> None:
+        golden = self.make(
+            tmp_path / "a",
+            ROW,
+            {**ROW, "id": "2", "question": "Colour?"},
+            {**ROW, "id": "3", "question": "shape?", "expected": "circle"},
+            {**ROW, "id": "4", "question": "shape?", "expected": "square"},
+            {**ROW, "id": "5", "question": "size?", "split": "train"},
+        )
+        found = {(f.kind, f.ids) for f in check_golden(golden)}
+        assert found == {("duplicate", ("1", "2")), ("conflict", ("3", "4")), ("leak", ("1", "5"))}
+
+    def test_leaks_from_another_set(self, tmp_path: Path) -> None:
+        base = load_golden("easy-vqa").items
+        for name, quality in (("a", None), ("b", 60)):
+            (tmp_path / name / "images").mkdir(parents=True)
+            with Image.open(base[0].image.path) as picture:
+                big = picture.resize((256, 256), Image.Resampling.BICUBIC)
+            if quality is None:
+                big.save(tmp_path / name / "images" / "p.png")
+            else:
+                big.save(tmp_path / name / "images" / "p.jpg", quality=quality)
+        one = self.make(tmp_path / "a", {**ROW, "image": "images/p.png"}, {**ROW, "id": "2"})
+        two = self.make(tmp_path / "b", {**ROW, "image": "images/p.jpg"}, {**ROW, "id": "2"})
+        found = {f.kind: f.ids for f in check_golden(one, two)}
+        # the red square is the same file in both; the shape was compressed again
+        assert found == {"leak": ("2", "2"), "near_leak": ("1", "1")}
+        other = difference_hash(ImageRef.open(base[500].image.path))
+        assert (difference_hash(one.items[0].image) ^ other).bit_count() > 4
+
+
+class TestAgreement:
+    def test_published(self) -> None:
+        # Krippendorff 2011, "Computing Krippendorff's alpha-reliability", section B: nominal data, two observers
+        a = ["a", "a", "b", "b", "d", "c", "c", "c", "e", "d", "d", "a"]
+        b = ["b", "a", "b", "b", "b", "c", "c", "c", "e", "d", "d", "d"]
+        got = agreement(list(zip(a, b, strict=True)))
+        assert got.alpha == pytest.approx(0.692, abs=5e-4) and got.items == 12 and got.observed == 0.75
+        # section C: four observers with gaps
+        rows = [
+            "1 2 3 3 2 1 4 1 2 . . .",
+            "1 2 3 3 2 2 4 1 2 5 . 3",
+            ". 3 3 3 2 3 4 2 2 5 1 .",
+            "1 2 3 3 2 4 4 1 2 5 1 .",
+        ]
+        columns = zip(*(r.split() for r in rows), strict=True)
+        got = agreement([[None if v == "." else v for v in column] for column in columns])
+        assert got.alpha == pytest.approx(0.743, abs=5e-4) and got.kappa is None
+
+    def test_kappa_published(self) -> None:
+        # 50 grant proposals, two readers: 20 yes/yes, 5 yes/no, 10 no/yes, 15 no/no: kappa 0.4
+        pairs = [("y", "y")] * 20 + [("y", "n")] * 5 + [("n", "y")] * 10 + [("n", "n")] * 15
+        assert agreement(pairs).kappa == pytest.approx(0.4)
+
+    @given(st.lists(st.sampled_from("abc"), min_size=2, max_size=30))
+    def test_bounds(self, labels: list[str]) -> None:
+        assert agreement([(x, x) for x in labels]).alpha == 1.0
+        got = agreement(list(zip(labels, labels[::-1], strict=True)))
+        assert got.alpha <= 1 and 0 <= got.observed <= 1
+
+    def test_bad_input(self) -> None:
+        with pytest.raises(ValueError, match="no item has two"):
+            agreement([["a", None]])
+        with pytest.raises(ValueError, match="one entry per annotator"):
+            agreement([["a", "b"], ["a"]])
+
+
+class TestRendered:
+    @pytest.mark.parametrize("name", ["receipts", "modems"])
+    def test_sound_and_seeded(self, name: str, tmp_path: Path) -> None:
+        golden = load_golden(name)
+        assert len(golden.items) == 240 and check_golden(golden) == []
+        kinds = Counter(i.tags["perturbation"] for i in golden.items)
+        damaged = ("blur", "rotation", "low_light", "low_resolution", "jpeg", "occlusion", "wrong_page")
+        assert kinds == {"none": 100} | dict.fromkeys(damaged, 20)
+        assert Counter(i.tags["language"] for i in golden.items) == {"en": 120, "de": 120}
+        assert load_golden(name).digest == golden.digest
+        # what is exported is the documented form of the same set
+        assert load_golden(export(golden, tmp_path).parent).digest == golden.digest
+        with Image.open(io.BytesIO(golden.items[0].image_bytes())) as picture:
+            assert picture.size == (golden.items[0].width, golden.items[0].height)
+
+    def test_receipt_labels(self) -> None:
+        golden = load_golden("receipts")
+        for item in golden.items:
+            own = "not a receipt" if item.expected is None else json.dumps(item.expected)
+            assert item.check(own)
+            assert not item.check("{}")
+            # Pillow's own font draws boxes for anything else
+            assert own.isascii()
+            if item.expected is not None:
+                assert (item.expected["date"] is None) == (item.tags["perturbation"] == "occlusion")
+                assert not item.check(json.dumps(item.expected | {"total": item.expected["total"] + 0.01}))
+
+    def test_modem_labels(self) -> None:
+        for item in load_golden("modems").items:
+            assert item.check(item.expected) and item.expected in item.question
+            assert (item.category == "not a modem") == (item.tags["perturbation"] == "wrong_page")
+
+    def test_the_modem_text_alone_does_not_tell(self) -> None:
+        """The most frequent answer of each text is right on less than half of the items: the picture is needed."""
+        answers: dict[str, Counter[str]] = defaultdict(Counter)
+        for item in load_golden("modems").items:
+            answers[item.question][item.expected] += 1
+        assert sum(c.most_common(1)[0][1] for c in answers.values()) < 0.5 * 240
