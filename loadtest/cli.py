@@ -9,6 +9,8 @@ from collections.abc import Callable
 # sub-command -> (module with `add_arguments(parser)`, one line of help)
 COMMANDS = {
     "run": ("loadtest.commands.run", "put load on a server and report latency, errors, accuracy and dollars"),
+    "capacity": ("loadtest.commands.capacity", "find the highest rate that keeps an SLO, with a confidence"),
+    "compare": ("loadtest.commands.compare", "tell whether one run is better than another, and gate on it"),
 }
 
 

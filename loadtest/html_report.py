@@ -153,14 +153,16 @@ def tail(data: dict[str, Any]) -> str:
     return tail_of({names[k]: data["curves"][k] for k in names})
 
 
-def tail_of(curves: dict[str, list[list[float]]], title: str = "The tail") -> str:
+NOTE = "Far apart, the lines show what a tool that times from the actual send does not see."
+
+
+def tail_of(curves: dict[str, list[list[float]]], title: str = "The tail", note: str = NOTE) -> str:
     """Return tails of several distributions on a "nines" axis."""
     series = []
     for name, points in curves.items():
         inside = [(q, v) for q, v in points if q < 1]
         if inside:
             series.append(Series(name, [-math.log10(1 - q) for q, _ in inside], [v for _, v in inside]))
-    note = "Far apart, the lines show what a tool that times from the actual send does not see."
     x = Axis("share of requests", lowest=0.0, ticks=NINES)
     return line(series, title=title, x=x, y=Axis("ms", log=True), note=note)
 

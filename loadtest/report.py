@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,10 @@ from loadtest.config import RunConfig, Slo, TrafficClass
 from loadtest.histogram import Histogram
 from loadtest.measure import durations, figures, histogram_summary
 from loadtest.plan import window as planned_window
+from loadtest.recorder import RECORD
 from loadtest.stats import Figure
 from loadtest.workloads.base import Workload
+from models.support.errors import UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -255,6 +258,8 @@ def write_reports(report: Report, out: Path | str) -> dict[str, Path]:
     paths = {kind: folder / name for kind, name in FILES.items()}
     # The one that everything else can be made from comes first.
     write_json(paths["json"], report.data)
+    with atomic_write(paths["records"], "wb") as file:
+        np.save(file, report.records, allow_pickle=False)
     write_csv(paths["csv"], report)
     for kind, text in (
         ("html", render(report.data)),
@@ -266,12 +271,36 @@ def write_reports(report: Report, out: Path | str) -> dict[str, Path]:
     return paths
 
 
+def load_report(folder: Path | str) -> Report:
+    """Read a report back from its folder (or from the path of its report.json).
+
+    Raises:
+        UsageError: it is not there, or not a load test's.
+    """
+    path = Path(folder)
+    path = path.parent if path.name == FILES["json"] else path
+    try:
+        data = json.loads((path / FILES["json"]).read_bytes())
+        records = np.load(path / FILES["records"], allow_pickle=False)
+    except OSError as error:
+        fix = "name the folder that --out wrote"
+        raise UsageError(
+            f"cannot read the report: {error.strerror}", field="report", value=str(folder), fix=fix
+        ) from error
+    except ValueError as error:
+        raise UsageError(f"not a report: {error}", field="report", value=str(folder)) from error
+    if not isinstance(data, dict) or data.get("kind") != "loadtest" or records.dtype != RECORD:
+        raise UsageError("not a load test's report", field="report", value=str(folder), fix="name the folder of a run")
+    return Report(data, records)
+
+
 FILES = {
     "json": "report.json",
     "html": "report.html",
     "markdown": "report.md",
     "csv": "requests.csv",
+    "records": "requests.npy",
     "prometheus": "report.prom",
 }
 
-__all__ = ["SCHEMA_VERSION", "Report", "build_report", "durations", "write_reports"]
+__all__ = ["SCHEMA_VERSION", "Report", "build_report", "durations", "load_report", "write_reports"]

@@ -107,13 +107,20 @@ def _chance(count: int) -> float:
 
 
 @cache
+def _normal(confidence: float) -> float:
+    from scipy.stats import norm
+
+    return float(norm.ppf(0.5 + confidence / 2))
+
+
+@cache
 def _student(freedom: int) -> float:
     from scipy.stats import t
 
     return float(t.ppf(0.5 + CONFIDENCE / 2, freedom))
 
 
-def percentile(values: NDArray[np.float64], q: float, ordered: bool = True) -> Figure:
+def percentile(values: NDArray[np.float64], q: float, ordered: bool = True, confidence: float = CONFIDENCE) -> Figure:
     """Return the `q` quantile (0 < q < 1) of `values` with its interval.
 
     Args:
@@ -121,17 +128,17 @@ def percentile(values: NDArray[np.float64], q: float, ordered: bool = True) -> F
         ordered: the order means something; False for values that are independent by construction.
     """
     n = len(values)
-    if n < needed_n(q):
+    if n < needed_n(q, confidence):
         return Figure(None, None, None, n, "n too small")
     ranked = np.sort(values)
     value = float(ranked[max(1, math.ceil(q * n - 1e-9)) - 1])
     ratio = inflation(values > value) if ordered else 1.0
-    low, high = quantile_ranks(n, q, ratio)
-    note = "" if n / ratio >= needed_n(q) else "rests on few episodes"
+    low, high = quantile_ranks(n, q, ratio, confidence)
+    note = "" if n / ratio >= needed_n(q, confidence) else "rests on few episodes"
     return Figure(value, float(ranked[low]), float(ranked[high]), n, note)
 
 
-def quantile_ranks(n: int, q: float, ratio: float = 1.0) -> tuple[int, int]:
+def quantile_ranks(n: int, q: float, ratio: float = 1.0, confidence: float = CONFIDENCE) -> tuple[int, int]:
     """Return the (zero-based) ranks of the values that bound the `q` quantile, clipped to the sample.
 
     With n_eff = n / ratio independent values, the number below the true quantile is binomial(n_eff, q): the ranks are
@@ -141,28 +148,30 @@ def quantile_ranks(n: int, q: float, ratio: float = 1.0) -> tuple[int, int]:
 
     size = n / ratio
     below = q * size
-    tail = (1 - CONFIDENCE) / 2
+    tail = (1 - confidence) / 2
     low = float(beta.ppf(tail, below, size - below + 1)) if below > 0 else 0.0
     high = float(beta.ppf(1 - tail, below + 1, size - below)) if below < size else 1.0
     return max(0, math.floor(low * n) - 1), min(n - 1, math.ceil(high * n))
 
 
-def proportion(hits: NDArray[np.bool_], ordered: bool = True) -> Figure:
+def proportion(hits: NDArray[np.bool_], ordered: bool = True, confidence: float = CONFIDENCE) -> Figure:
     """Return a share with its Wilson interval (Wilson 1927) on the effective sample size."""
     n = len(hits)
     if not n:
         return Figure(None, None, None, 0, "n too small")
     ratio = inflation(np.asarray(hits, dtype=bool)) if ordered else 1.0
-    low, high = wilson(float(np.mean(hits)), n / ratio)
+    low, high = wilson(float(np.mean(hits)), n / ratio, confidence)
     return Figure(float(np.mean(hits)), low, high, n)
 
 
-def wilson(share: float, n: float) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share seen in n trials."""
-    square = Z * Z
+def wilson(share: float, n: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Return Wilson's interval of a share seen in n trials."""
+    z = Z if confidence == CONFIDENCE else _normal(confidence)
+    square = z * z
     middle = (share + square / (2 * n)) / (1 + square / n)
-    half = Z / (1 + square / n) * math.sqrt(share * (1 - share) / n + square / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    half = z / (1 + square / n) * math.sqrt(share * (1 - share) / n + square / (4 * n * n))
+    # Exact at the ends, where rounding would leave 1e-17.
+    return (0.0 if share == 0 else max(0.0, middle - half)), (1.0 if share == 1 else min(1.0, middle + half))
 
 
 def mean(values: NDArray[np.float64]) -> Figure:

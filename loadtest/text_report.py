@@ -169,7 +169,8 @@ def terminal(data: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _md_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def md_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     return "\n".join(lines + ["| " + " | ".join(str(c).replace("|", "\\|") for c in row) + " |" for row in rows])
 
@@ -179,7 +180,7 @@ def markdown(data: dict[str, Any]) -> str:
     kind, line, more = headline(data)
     sign = {"ok": "✅", "warn": "⚠️", "bad": "❌"}[kind]
     parts = [f"### {sign} {line}", more, f"`{data['target']['model']}`: {load_line(data)}", ""]
-    parts.append(_md_table(["ms (95 % interval)", *(label for _, label in PERCENTS)], time_rows(data)))
+    parts.append(md_table(["ms (95 % interval)", *(label for _, label in PERCENTS)], time_rows(data)))
     if has_starred(data):
         parts.append(STAR.replace("*", "\\*", 1))
     facts = [f"throughput {cell(data['throughput_rps'])} req/s"]
@@ -188,10 +189,10 @@ def markdown(data: dict[str, Any]) -> str:
     parts += ["", ", ".join(facts), ""]
     money = money_rows(data)
     if money:
-        parts.append(_md_table(["", "$/query", "$/right answer", "how"], money))
+        parts.append(md_table(["", "$/query", "$/right answer", "how"], money))
     if data["errors_by_kind"]:
         rows = [[r["kind"], str(r["count"]), (r["examples"] or [""])[0][:120]] for r in data["errors_by_kind"]]
-        parts.append(_md_table(["error", "count", "first example"], rows))
+        parts.append(md_table(["error", "count", "first example"], rows))
     parts += [f"- {text}" for text in data["warnings"]]
     return "\n".join(p for p in parts if p is not None) + "\n"
 

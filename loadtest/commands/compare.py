@@ -1,0 +1,219 @@
+"""`fovea loadtest compare`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loadtest.commands import common
+from models.support.errors import UsageError
+
+if TYPE_CHECKING:
+    from loadtest.report import Report
+
+EXAMPLES = """
+examples:
+  fovea loadtest compare before/ after/ --gate gate.yaml
+  fovea loadtest compare --before http://a:8000/v1 --after http://b:8000/v1 --model m --rate 5 --duration 120 --out out
+
+The second form loads both servers in turns (before, after, after, before, ...), so that what drifts hits both.
+The exit code is 1 when the gate fails.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLES
+    parser.add_argument("reports", nargs="*", metavar="REPORT", help="folders of two runs, before and after")
+    parser.add_argument("--gate", metavar="FILE", help="YAML with the changes that are not acceptable")
+    live = parser.add_argument_group("load both now")
+    live.add_argument("--before", metavar="URL", help="base URL of the server before the change")
+    live.add_argument("--after", metavar="URL", help="base URL of the server after it")
+    live.add_argument("--model", help="model name, the same on both (or --before-model)")
+    live.add_argument("--before-model", help="model name on the server before the change")
+    live.add_argument("--rate", type=float, metavar="R", help="open loop: mean requests per second")
+    live.add_argument("--concurrency", type=int, metavar="C", help="closed loop: number of users")
+    live.add_argument("--duration", type=float, default=60.0, metavar="S", help="seconds per server (default: 60)")
+    live.add_argument("--rounds", type=int, default=4, help="turns per server (default: 4)")
+    live.add_argument("--api", default="openai", choices=("openai", "anthropic", "gemini"))
+    live.add_argument("--no-stream", action="store_true")
+    live.add_argument("--api-key-env", default="OPENAI_API_KEY", metavar="NAME")
+    live.add_argument("--insecure", action="store_true")
+    live.add_argument("--no-check", action="store_true")
+    common.add_traffic(parser)
+    common.add_generator(parser)
+    common.add_hardware(parser)
+    common.add_output(parser)
+    parser.set_defaults(run=run, url="")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare, print, write, and apply the gate."""
+    from loadtest.compare import compare
+    from loadtest.gate import apply_gate, read_gate
+    from loadtest.report import load_report
+    from models.support.errors import CheckFailed
+
+    gate = read_gate(args.gate) if args.gate else None
+    common.check_out(args.out)
+    live = args.before or args.after
+    if live:
+        if not (args.before and args.after and args.model) or args.reports:
+            raise UsageError("needs --before URL, --after URL and --model, and no reports", field="--before")
+        a, b = load_both(args)
+    else:
+        if len(args.reports) != 2:
+            raise UsageError("give two reports, or --before and --after", field="REPORT", value=len(args.reports))
+        a, b = (load_report(path) for path in args.reports)
+    data = compare(a, b)
+    data["command"] = common.command_line()
+    if gate is not None:
+        data["gate"] = apply_gate(gate, data)
+    if args.out:
+        write(data, Path(args.out))
+    print(json.dumps(data, indent=2) if args.json else terminal(data))
+    broken = [row for row in data.get("gate", []) if not row["passed"]]
+    if broken:
+        names = ", ".join(f"{row['metric']} (limit {row['limit']})" for row in broken)
+        raise CheckFailed(f"the gate fails: {names}", field="--gate", value=args.gate)
+    return 130 if a.partial or b.partial else 0
+
+
+def load_both(args: argparse.Namespace) -> tuple[Report, Report]:
+    """Load both servers in turns with the same seeds; return one report for each."""
+    from loadtest.config import make_config
+    from loadtest.rounds import joined
+    from loadtest.run import run_load
+
+    base = common.base_config(args)
+    load = {"rate": args.rate, "concurrency": args.concurrency}
+    if args.rate is None and args.concurrency is None:
+        raise UsageError("no load given", field="--rate", fix="give --rate or --concurrency")
+    if args.rounds < 1:
+        raise UsageError("must be at least 1", field="--rounds", value=args.rounds)
+    traffic = {**common.class_values(args), **load}
+    urls = {"before": (args.before, args.before_model or args.model), "after": (args.after, args.model)}
+    found: dict[str, list[Report]] = {"before": [], "after": []}
+    for number in range(args.rounds):
+        order = ("before", "after") if number % 2 == 0 else ("after", "before")
+        for side in order:
+            url, model = urls[side]
+            values = {**base, "url": url, "model": model, "seed": args.seed + number}
+            values["check_model"] = base["check_model"] and number == 0
+            config = make_config(**values, classes=(traffic,), duration_s=args.duration / args.rounds)
+            found[side].append(run_load(config, progress=False if args.quiet else None))
+            if found[side][-1].partial:
+                raise UsageError("stopped before both servers were loaded", field="--rounds", value=number + 1)
+    return joined(found["before"]), joined(found["after"])
+
+
+def _show(row: dict[str, Any], value: float | None) -> str:
+    from loadtest.text_report import dollars, number, percent
+
+    if row["unit"] == "share":
+        return percent(value)
+    return dollars(value) if row["unit"] == "USD" else number(value)
+
+
+def table_rows(data: dict[str, Any]) -> list[list[str]]:
+    """Return the table of the comparison."""
+    rows = []
+    for row in data["rows"]:
+        if row["difference"] is None:
+            rows.append([row["metric"], "–", "–", row["note"], "", row["verdict"]])
+            continue
+        change = row.get("relative") or row["difference"]
+        show = (lambda v: f"{100 * v:+.1f} %") if "relative" in row else (lambda v: f"{v:+.3g}")
+        interval = f"{show(change['value'])} ({show(change['low'])} to {show(change['high'])})"
+        effect = row["effect_size"]
+        size = f"{effect['name']} {effect['value']:+.2f}"
+        rows.append([row["metric"], _show(row, row["a"]), _show(row, row["b"]), interval, size, row["verdict"]])
+    return rows
+
+
+HEAD = ["", "before", "after", "change (95 % interval)", "effect size", "verdict"]
+
+
+def summary(data: dict[str, Any]) -> tuple[str, str]:
+    """Return (kind of verdict box, one line)."""
+    worse = [r["metric"] for r in data["rows"] if r["verdict"] == "worse"]
+    better = [r["metric"] for r in data["rows"] if r["verdict"] == "better"]
+    broken = [r["metric"] for r in data.get("gate", []) if not r["passed"]]
+    if broken:
+        return "bad", f"The gate fails: {', '.join(broken)}"
+    parts = [f"{word}: {', '.join(names)}" for word, names in (("worse", worse), ("better", better)) if names]
+    return ("warn" if worse else "ok"), "; ".join(parts).capitalize() or "No difference can be told"
+
+
+def terminal(data: dict[str, Any]) -> str:
+    """Return the comparison for a terminal."""
+    from loadtest.text_report import columns
+
+    how = "paired request by request" if data["paired"] else "not paired"
+    parts = [f"{summary(data)[1]} ({how})", "", columns(HEAD, table_rows(data))]
+    if "gate" in data:
+        rows = [
+            [g["metric"], g["limit"], "passed" if g["passed"] else "FAILED", g.get("note", "")] for g in data["gate"]
+        ]
+        parts += ["", columns(["gate", "limit", "", ""], rows)]
+    return "\n".join(parts + [f"warning: {text}" for text in data["warnings"]])
+
+
+def write(data: dict[str, Any], folder: Path) -> None:
+    """Write compare.json, compare.html and compare.md."""
+    from models.support.files import atomic_write, write_json
+
+    write_json(folder / "compare.json", data)
+    for name, text in (("compare.html", page(data)), ("compare.md", markdown(data))):
+        with atomic_write(folder / name) as file:
+            file.write(text)
+
+
+def markdown(data: dict[str, Any]) -> str:
+    """Return the comparison for a pull-request comment."""
+    from loadtest.text_report import md_table
+
+    kind, text = summary(data)
+    sign = {"ok": "✅", "warn": "⚠️", "bad": "❌"}[kind]
+    parts = [f"### {sign} {text}", "", md_table(HEAD, table_rows(data))]
+    if "gate" in data:
+        rows = [[g["metric"], g["limit"], "passed" if g["passed"] else "**failed**"] for g in data["gate"]]
+        parts += ["", md_table(["gate", "limit", ""], rows)]
+    return "\n".join(parts + [f"- {w}" for w in data["warnings"]]) + "\n"
+
+
+def page(data: dict[str, Any]) -> str:
+    """Return the HTML report."""
+    from loadtest.html_report import distribution, tail_of
+    from models.support.html import Axis, Page, Series, line, table
+
+    a, b = data["a"], data["b"]
+    out = Page("Before and after", f"{a['target']['url']} ({a['started']}) · {b['target']['url']} ({b['started']})")
+    out.verdict(*summary(data))
+    for text in data["warnings"]:
+        out.verdict("warn", text)
+    how = (
+        "Request by request: both runs sent the same at the same times."
+        if data["paired"]
+        else "The runs are not paired."
+    )
+    out.section("Difference", how)
+    out.add(table(HEAD, table_rows(data), (0, 5)))
+    if "gate" in data:
+        out.section("Gate")
+        rows = [
+            [g["metric"], g["limit"], "passed" if g["passed"] else "failed", g.get("note", "")] for g in data["gate"]
+        ]
+        out.add(table(["metric", "limit", "", ""], rows, (0, 2, 3)))
+    curves = {"before": a["curves"]["latency"], "after": b["curves"]["latency"]}
+    out.add(distribution(curves), tail_of(curves, note=""))
+    series = []
+    for name, side in (("before", a), ("after", b)):
+        points = [r for r in side["timeline"] if r["p50_ms"] is not None]
+        series.append(Series(name, [r["t"] for r in points], [r["p50_ms"] for r in points]))
+    out.add(line(series, title="P50 over time", x=Axis("s", lowest=0.0), y=Axis("ms", lowest=0.0)))
+    out.code(data["command"])
+    return out.render()
