@@ -101,7 +101,7 @@ def image_token_counter(engine: Engine) -> Callable[[int, int], int]:
     """Return a function (width, height) -> prompt tokens of an image, by the checkpoint's own processor."""
     from vllm.transformers_utils.processor import cached_processor_from_config
 
-    processor = cached_processor_from_config(engine.client.model_config)
+    processor: Any = cached_processor_from_config(engine.client.model_config)
 
     @lru_cache(maxsize=4096)
     def count(width: int, height: int) -> int:

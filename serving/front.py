@@ -173,7 +173,7 @@ def bind_front(stack: Stack) -> Any:
     """Return the front's Ray Serve application."""
     from ray import serve
 
-    deployment = serve.deployment(serve.ingress()(Front))
+    deployment: Any = serve.deployment(serve.ingress()(Front))
     return deployment.options(
         name="front", max_ongoing_requests=100_000, ray_actor_options={"num_cpus": 1}, graceful_shutdown_timeout_s=stack.drain_s
     ).bind(stack.model_dump(mode="json"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import importlib.util
+import logging
 import os
 import shutil
 import socket
@@ -123,7 +124,7 @@ def local_ray(stack: Stack) -> Iterator[None]:
             address="local",
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             _node_ip_address="127.0.0.1",
             num_cpus=sum(model.replicas for model in stack.models) + 2,
             object_store_memory=256 * 2**20,
@@ -164,7 +165,7 @@ def bind_replica(stack: Stack, model: Model) -> Any:
     from serving.engine import engine_environment
     from serving.replica import Replica
 
-    deployment = serve.deployment(serve.ingress()(Replica))
+    deployment: Any = serve.deployment(serve.ingress()(Replica))
     return deployment.options(
         name=model.name,
         num_replicas=model.replicas,

@@ -237,7 +237,8 @@ class PaliGemma(Architecture):
 
         vocabulary = -(-len(self.tokenizer) // 64) * 64
         image_token = self.tokenizer.convert_tokens_to_ids("<image>")
-        return PaliGemmaConfig(
+        make: Any = PaliGemmaConfig  # takes more than its signature says
+        return make(
             architectures=["PaliGemmaForConditionalGeneration"],
             text_config={
                 "model_type": "gemma2",
@@ -296,7 +297,7 @@ class PaliGemma(Architecture):
         from transformers import PaliGemmaProcessor
         from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-        images = SiglipImageProcessorPil(
+        images: Any = SiglipImageProcessorPil(
             size={"height": self.size, "width": self.size},
             image_mean=[0.5] * 3,
             image_std=[0.5] * 3,
@@ -360,7 +361,7 @@ def _batch_vision_attention() -> None:
     from torch.nn.functional import scaled_dot_product_attention
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as modeling
 
-    attention = modeling.Qwen2_5_VLVisionAttention
+    attention: Any = modeling.Qwen2_5_VLVisionAttention
     if hasattr(attention, "_one_picture_at_a_time"):
         return
 
@@ -380,5 +381,5 @@ def _batch_vision_attention() -> None:
         output = scaled_dot_product_attention(query, key, value.to(query.dtype), scale=self.scaling)
         return self.proj(output.transpose(1, 2).reshape(total, -1).to(hidden_states.dtype))
 
-    attention._one_picture_at_a_time = attention.forward  # type: ignore[attr-defined]
-    attention.forward = forward  # type: ignore[method-assign]
+    attention._one_picture_at_a_time = attention.forward
+    attention.forward = forward

@@ -106,7 +106,7 @@ def render(
     x0, y0 = rng.uniform(0, frame[0] - width), rng.uniform(0, frame[1] - height)
     x1, y1 = x0 + width, y0 + height
     background = tuple(int(c) for c in rng.integers(230, 256, size=3))
-    fill = COLORS[color]
+    fill: tuple[int, ...] = COLORS[color]
     if varied:
         if rng.random() < 0.5:
             background = tuple(int(c) for c in rng.integers(190, 256, size=3))

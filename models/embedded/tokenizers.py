@@ -97,7 +97,6 @@ def qwen_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=raw,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        unk_token=None,
         additional_special_tokens=list(QWEN_SPECIAL[1:]),
         chat_template=QWEN_CHAT_TEMPLATE,
         model_max_length=2048,

@@ -8,8 +8,8 @@ Two stages, both seeded:
    picture, so that the tower runs once for them.
 
 Pictures: half of the published easy-VQA training split (mirrored at random), half rendered (`shapes.py`).  A part of
-the published *training* pictures is held out to follow progress; the test split is never read.  A run that is interrupted
-continues from its last checkpoint with the same command.
+the published *training* pictures is held out to follow progress; the test split is never read.  A run that is
+interrupted continues from its last checkpoint with the same command.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from models.support.files import write_json
 
 # width, height of the other pictures that the processor leaves as they are; 4:3 first, as cameras make them
 CANVASES = ((64, 48), (64, 48), (48, 64), (80, 48), (48, 80), (96, 32), (32, 96))
+ANSWER_STEPS = {"qwen2_5_vl": 2000, "paligemma": 3500}  # PaliGemma also learns to find boxes
 HELD_OUT = 200  # published training pictures kept out of training to follow progress
 
 
@@ -81,30 +82,36 @@ class Pictures:
         canvas = CANVASES[rng.integers(len(CANVASES))] if canvases and rng.random() < 0.25 else (64, 64)
         pixels, scenes, questions = [], [], []
         for _ in range(self.recipe.pictures):
+            scene: shapes.Scene | None
             if canvas == (64, 64) and rng.random() < self.recipe.published_share:
                 index = int(rng.integers(len(self.published)))
-                item, scene = self.published[index], self.scenes[index]
-                array = item.pixels[:, ::-1] if rng.random() < 0.5 else item.pixels
-                box = None  # its box is not published
+                published, scene = self.published[index].questions, self.scenes[index]
+                array = self.published[index].pixels
+                array = array[:, ::-1] if rng.random() < 0.5 else array
             else:
                 picture, scene = shapes.render(rng, bool(rng.random() < self.recipe.varied_share), canvas)
-                array, box, item = np.asarray(picture), scene.box, None
-            asked = []
-            for _ in range(self.recipe.questions):
-                if item is not None and (scene is None or rng.random() < 0.5):
-                    asked.append(item.questions[rng.integers(len(item.questions))])
-                    continue
-                if detect and box is not None and rng.random() < 0.15:
-                    asked.append((f"detect {scene.shape}", locate(scene)))
-                    continue
-                question, truth = shapes.draw_question(rng, scene, dense)
-                asked.append((shapes.rephrase(rng, question) if rng.random() < 0.25 else question, truth))
+                published, array = (), np.asarray(picture)
             pixels.append(array)
-            scenes.append(
-                scene if box is not None or scene is None else shapes.Scene(scene.shape, scene.color, (0,) * 4)
-            )
-            questions.append(asked)
+            scenes.append(scene)
+            questions.append([self._ask(rng, scene, published, dense, detect) for _ in range(self.recipe.questions)])
         return np.stack(pixels), scenes, questions
+
+    @staticmethod
+    def _ask(
+        rng: np.random.Generator,
+        scene: shapes.Scene | None,
+        published: tuple[tuple[str, str], ...],
+        dense: float,
+        detect: bool,
+    ) -> tuple[str, str]:
+        """Draw one question: a published one half of the time where there are any, else one about the scene."""
+        if published and (scene is None or rng.random() < 0.5):
+            return published[rng.integers(len(published))]
+        assert scene is not None
+        if detect and not published and rng.random() < 0.15:
+            return f"detect {scene.shape}", locate(scene)
+        question, truth = shapes.draw_question(rng, scene, dense)
+        return (shapes.rephrase(rng, question) if rng.random() < 0.25 else question), truth
 
 
 def locate(scene: shapes.Scene) -> str:
@@ -230,7 +237,7 @@ def train(recipe: Recipe, out: Path, threads: int, report_every: int = 100) -> N
     torch.set_num_threads(threads)
     torch.manual_seed(recipe.seed)
     arch = ARCHITECTURES[recipe.family]()
-    model = arch.make_model().train()
+    model: Any = arch.make_model().train()
     width = model.get_input_embeddings().weight.shape[1]
     heads = torch.nn.ModuleDict({n: torch.nn.Linear(width, k) for n, k in (("color", 8), ("shape", 3), ("box", 4))})
     data, progress, saved = Pictures(recipe), Progress(), out / "training.pt"
@@ -354,8 +361,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="about 10 minutes on 2 cores instead of about 2 hours")
     args = parser.parse_args()
-    shorter = {"look_steps": 600, "answer_steps": 1400} if args.quick else {}
-    train(Recipe(args.family, seed=args.seed, **shorter), args.out, args.threads)
+    steps = {"look_steps": 600, "answer_steps": 500} if args.quick else {"answer_steps": ANSWER_STEPS[args.family]}
+    train(Recipe(args.family, seed=args.seed, **steps), args.out, args.threads)
     return 0
 
 
