@@ -16,6 +16,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -213,8 +214,11 @@ def check_disk(plan: Plan) -> None:
 
 
 @contextmanager
-def only_one(path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold the set-up's lock file, so that two makes at once do the work once."""
+def only_one(path: Path, say: Callable[[str], None]) -> Iterator[int]:
+    """Hold the set-up's lock file, so that two makes at once do the work once; yields its file descriptor.
+
+    A pip that inherits the descriptor goes on holding the lock if this process is killed and pip is not.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
@@ -222,7 +226,7 @@ def only_one(path: Path, say: Callable[[str], None]) -> Iterator[None]:
         except BlockingIOError:
             say("waiting for another set-up that is running here")
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()
 
 
 def make_venv(plan: Plan) -> None:
@@ -237,8 +241,8 @@ def make_venv(plan: Plan) -> None:
         raise SetupError(f"{sys.executable} -m venv {plan.venv} failed [it said: {said[-1]}]")
 
 
-def build(plan: Plan, stamp: dict[str, Any], work: Path, say: Callable[[str], None]) -> None:
-    """Bring the environment to the plan's state and write the stamp."""
+def build(plan: Plan, stamp: dict[str, Any], work: Path, lock: int, say: Callable[[str], None]) -> None:
+    """Bring the environment to the plan's state and write the stamp; `lock` is the held lock's descriptor."""
     temporary = work / "tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -252,7 +256,7 @@ def build(plan: Plan, stamp: dict[str, Any], work: Path, say: Callable[[str], No
     known = sorted({*stamp.get("packages", []), *plan.packages})
     write_stamp(plan.stamp, {"profile": plan.profile, "python": plan.python, "packages": known, "unfinished": True})
     sweep(plan.site)
-    pip = Pip(plan.binary, work / "pip.log", temporary)
+    pip = Pip(plan.binary, work / "pip.log", temporary, keep=(lock,))
     dropped = [name for name in known if name not in plan.packages]
     if dropped:
         pip.run("uninstall", "--yes", *dropped)
@@ -304,12 +308,12 @@ def set_up(name: str, say: Callable[[str], None], root: Path = ROOT) -> bool:
     if stamp and up_to_date(make_plan(name, stamp, say, root), stamp):
         return False
     work = root / ".cache" / "setup"
-    with only_one(work / "lock", say):
+    with only_one(work / "lock", say) as lock:
         stamp = read_stamp(stamp_file)  # another set-up may have done it while this one waited
         plan = make_plan(name, stamp, say, root)
         if stamp and up_to_date(plan, stamp):
             return False
-        build(plan, stamp, work, say)
+        build(plan, stamp, work, lock, say)
     return True
 
 
@@ -342,5 +346,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def stop(number: int, frame: object) -> None:
+    """Signal handler: end as Ctrl-C does, pip included."""
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)  # also where the caller's shell ignores it
     sys.exit(main())

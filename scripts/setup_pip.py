@@ -98,10 +98,11 @@ class Pip:
         python: the environment's interpreter.
         log: file that all of pip's output is appended to.
         temporary: folder for pip's temporary files.
+        keep: file descriptors that pip inherits.
     """
 
-    def __init__(self, python: Path, log: Path, temporary: Path):
-        self.python, self.log, self.env = python, log, clean_environment(temporary)
+    def __init__(self, python: Path, log: Path, temporary: Path, keep: tuple[int, ...] = ()):
+        self.python, self.log, self.env, self.keep = python, log, clean_environment(temporary), keep
 
     def run(self, *args: str, each: Callable[[str], None] | None = None) -> str:
         """Run `pip ARGS`, give each line of output to `each`, return all of it.
@@ -121,6 +122,7 @@ class Pip:
                 text=True,
                 errors="replace",
                 env=self.env,
+                pass_fds=self.keep,
             ) as process:
                 try:
                     assert process.stdout is not None

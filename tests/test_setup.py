@@ -40,7 +40,7 @@ class RecordingPip:
     calls: list[list[str]]
     fail: Callable[[list[str]], None]
 
-    def __init__(self, python: Path, log: Path, temporary: Path):
+    def __init__(self, python: Path, log: Path, temporary: Path, keep: tuple[int, ...] = ()):
         self.log = log
 
     def run(self, *args: str, each: object = None) -> str:

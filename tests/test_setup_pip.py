@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import http.server
+import os
+import signal
 import socket
 import sys
 import threading
@@ -241,3 +244,20 @@ def test_the_users_patience_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     assert setup_pip.patience() == ["--timeout", "30", "--retries", "2"]
     monkeypatch.setenv("PIP_DEFAULT_TIMEOUT", "180")
     assert setup_pip.patience() == ["--retries", "2"]
+
+
+def test_a_pip_that_outlives_its_set_up_still_holds_the_lock(tmp_path: Path) -> None:
+    """As after a kill -9 of set-up alone: the next one must wait for that pip, not write beside it."""
+    with (tmp_path / "lock").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        pip = Pip(tmp_path / "pip", tmp_path / "pip.log", tmp_path, keep=(held.fileno(),))
+        (tmp_path / "pip").write_text("#!/bin/sh\nexec sleep 60 >/dev/null 2>&1 </dev/null & echo $!\n")
+        (tmp_path / "pip").chmod(0o755)
+        outlives = int(pip.run())
+    try:
+        with (tmp_path / "lock").open("a") as second, pytest.raises(BlockingIOError):
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.kill(outlives, signal.SIGKILL)
+    with (tmp_path / "lock").open("a") as second:
+        fcntl.flock(second, fcntl.LOCK_EX)  # free again
