@@ -254,9 +254,37 @@ def _compare(args: argparse.Namespace) -> int:
     return compare_command(args)
 
 
+def _add_scorecard(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("evaluations", nargs="+", type=Path, help="folders of evaluations on one golden set")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="YAML of dimension: weight (equal without)")
+    parser.set_defaults(run=_scorecard)
+
+
+def _scorecard(args: argparse.Namespace) -> int:
+    from models.evaluation.compare import read_evaluation
+    from models.evaluation.scorecard import load_weights, scorecard
+
+    weights = load_weights(args.weights)
+    result = scorecard([read_evaluation(folder) for folder in args.evaluations], weights)
+    if args.json:
+        print_json(result)
+        return 0
+    head = ["model", *(f"{name} ({weight:.0%})" for name, weight in weights.items()), "total", "dominated by"]
+    rows = []
+    for row in result["candidates"]:
+        shown = [
+            "no figure" if row["values"][n] is None else f"{row['values'][n]:.4g} -> {row['scores'][n]:.2f}"
+            for n in weights
+        ]
+        rows.append([row["model"], *shown, f"{row['total']:.3f}", ", ".join(row["dominated_by"])])
+    print_table(head, rows)
+    return 0
+
+
 COMMANDS: dict[str, tuple[str, Adder]] = {
     "evaluate": ("ask a served model a golden set and score the answers", _add_evaluate),
     "compare": ("compare two evaluations item by item", _add_compare),
+    "scorecard": ("weigh several evaluations against one another", _add_scorecard),
     "image-tokens": ("count the input tokens of an image by a vendor's rule", _add_image_tokens),
     "prices": ("list what the vendors charge, and since when", _add_prices),
     "cost": ("work out what an accepted answer costs, and when own machines pay", _add_cost),

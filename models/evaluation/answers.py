@@ -33,6 +33,7 @@ class Answer:
         prompt_tokens, completion_tokens: the endpoint's own usage.
         error: kind of error (`http_500`, `timeout`, `connection`, `bad_response`); None when answered.
         usd: what it cost, as decimal text, where the answer is priced.
+        image_tokens_difference: image tokens that the vendor reports, minus those of its documented rule.
         attempts: requests sent for this item.
         at: seconds since the epoch when it came.
     """
@@ -46,6 +47,7 @@ class Answer:
     completion_tokens: int | None = None
     error: str | None = None
     usd: str | None = None
+    image_tokens_difference: int | None = None
     attempts: int = 1
     at: float = 0.0
 

@@ -73,7 +73,8 @@ def _headline(page: Page, report: Mapping[str, Any]) -> None:
 def _scores(page: Page, report: Mapping[str, Any]) -> None:
     page.section("Accuracy", "Share of right answers with its Wilson 95 % interval.")
     rows = [["all", percent(report["accuracy"]), interval(report["accuracy"]), report["accuracy"]["n"]]]
-    for group in (report["by_category"], report["by_tag"]):
+    fields = {f"field {name}": figure for name, figure in report["by_field"].items()}
+    for group in (report["by_category"], report["by_tag"], fields):
         rows += [[name, percent(figure), interval(figure), figure["n"]] for name, figure in group.items()]
     page.add(table(["items", "right", "95 % interval", "n"], rows))
     if report["errors"]:

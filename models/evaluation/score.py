@@ -9,7 +9,8 @@ from decimal import Decimal
 from typing import Any
 
 from models.evaluation.answers import Answer
-from models.golden import GoldenItem
+from models.golden import RULES, GoldenItem
+from models.golden.structured import JsonFields
 from models.stats import (
     calibration_error_interval,
     quantile,
@@ -28,9 +29,9 @@ def score(items: Sequence[GoldenItem], answers: Mapping[str, Answer], *, seed: i
     `accuracy_answered` leaves such items out.  Answers are judged now, by the items' rules, not when they came.
 
     Returns:
-        `accuracy`, `accuracy_answered`, `by_category`, `by_tag`, `errors` (kind -> count), `answered`, `truncated`,
-        `latency_ms` (p50, p95, p99), `calibration` and `risk_coverage` (None without logprobs), `tokens`, and `cost`
-        (None where answers are not priced; dollars as decimal text).
+        `accuracy`, `accuracy_answered`, `by_category`, `by_tag`, `by_field` (of JSON answers), `errors` (kind ->
+        count), `answered`, `truncated`, `latency_ms` (p50, p95, p99), `calibration` and `risk_coverage` (None without
+        logprobs), `tokens`, and `cost` (None where answers are not priced; dollars as decimal text).
     """
     right = {item.id: is_right(item, answers.get(item.id)) for item in items}
     given = [answers[item.id] for item in items if item.id in answers and answers[item.id].error is None]
@@ -45,6 +46,7 @@ def score(items: Sequence[GoldenItem], answers: Mapping[str, Answer], *, seed: i
         "accuracy_answered": share([i for i in items if _ok(answers, i)], right),
         "by_category": _groups(items, right, lambda item: [item.category]),
         "by_tag": _groups(items, right, lambda item: [f"{k}={v}" for k, v in sorted(item.tags.items())]),
+        "by_field": _by_field(items, answers),
         "answered": len(given),
         "truncated": sum(1 for a in given if a.finish_reason == "length"),
         "errors": dict(sorted(failed.items(), key=str)),
@@ -82,6 +84,20 @@ def _groups(items: Sequence[GoldenItem], right: Mapping[str, bool], names: Any) 
     return {name: share(groups[name], right) for name in sorted(groups)}
 
 
+def _by_field(items: Sequence[GoldenItem], answers: Mapping[str, Answer]) -> dict[str, Any]:
+    """Share of right values per field, over the items whose answer is a JSON object; no answer is a wrong value."""
+    rule = RULES[JsonFields.name]
+    assert isinstance(rule, JsonFields)
+    right: dict[str, list[bool]] = {}
+    for item in items:
+        if item.rule == rule.name:
+            answer = answers.get(item.id)
+            text = "" if answer is None or answer.text is None else answer.text
+            for field, ok in rule.fields(text, item.expected, item.options).items():
+                right.setdefault(field, []).append(ok)
+    return {field: wilson(sum(hits), len(hits)).as_dict() for field, hits in sorted(right.items())}
+
+
 def _with_confidence(given: Sequence[Answer], right: Mapping[str, bool]) -> tuple[list[float], list[bool]]:
     pairs = [(a.confidence, right[a.id]) for a in given if a.confidence is not None]
     return [c for c, _ in pairs], [r for _, r in pairs]
@@ -111,10 +127,12 @@ def _cost(given: Sequence[Answer], right: Mapping[str, bool]) -> dict[str, Any] 
         return None
     total = sum((Decimal(a.usd) for a in priced if a.usd is not None), Decimal(0))
     correct = sum(right[a.id] for a in priced)
+    gaps = [a.image_tokens_difference for a in priced if a.image_tokens_difference is not None]
     return {
         "usd_total": f"{total:f}",
         "usd_per_query": f"{total / len(priced):f}",
         "usd_per_right_answer": f"{total / correct:f}" if correct else None,
         "n": len(priced),
+        "image_tokens_reported_minus_rule": sum(gaps) / len(gaps) if gaps else None,
         "note": "measured: the vendor's own usage, priced by the book",
     }

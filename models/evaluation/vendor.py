@@ -68,6 +68,7 @@ class VendorClient:
             prompt_tokens=reply.usage.input_tokens if reply.usage else None,
             completion_tokens=reply.usage.output_tokens if reply.usage else None,
             usd=f"{reply.cost.total:f}" if reply.cost else None,
+            image_tokens_difference=reply.image_tokens_difference,
             attempts=reply.attempts,
             at=time.time(),
         )

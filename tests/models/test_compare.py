@@ -11,6 +11,7 @@ import pytest
 import fovea
 from models.evaluation import EvaluationSettings, evaluate
 from models.evaluation.compare import compare, read_evaluation, verdict
+from models.evaluation.scorecard import scorecard
 from models.golden import load_golden
 from models.support.errors import UsageError
 from tests.models.openai_simulator import OpenAISimulator, Reply
@@ -109,3 +110,64 @@ def test_another_golden_set_is_refused(tmp_path: Path) -> None:
         compare(read_evaluation(a), read_evaluation(b))
     with pytest.raises(UsageError, match="has changed since"):
         compare(read_evaluation(b), read_evaluation(b))
+
+
+class TestScorecard:
+    def folders(self, tmp_path: Path) -> list[Path]:
+        good = run(tmp_path / "good", lambda i: False, limit=200)
+        return [run(tmp_path / "bad", lambda i: number(i) % 2 == 0, limit=200), good]
+
+    def test_order_scores_and_domination(self, tmp_path: Path) -> None:
+        bad, good = (read_evaluation(f) for f in self.folders(tmp_path))
+        result = scorecard([bad, good], {"accuracy": 0.75, "availability": 0.25})
+        first, second = result["candidates"]
+        assert first["folder"] == str(good.folder) and first["scores"] == {"accuracy": 1.0, "availability": 1.0}
+        assert first["total"] == 1.0 and first["dominated_by"] == []
+        wrong = sum(number(i) % 2 == 0 for i in GOLDEN.sample(200, 1)) / 200
+        assert second["total"] == pytest.approx(0.75 * (1 - wrong) + 0.25) and second["dominated_by"] == ["sim"]
+        assert result["units"] == {"accuracy": "share right", "availability": "share answered"}
+
+    def test_less_is_better_and_missing_is_not_good(self, tmp_path: Path) -> None:
+        bad, good = (read_evaluation(f) for f in self.folders(tmp_path))
+        bad.report["latency_ms"]["p95"]["value"], good.report["latency_ms"]["p95"]["value"] = 10.0, 40.0
+        rows = scorecard([bad, good], {"latency_p95": 1.0})["candidates"]
+        assert [r["scores"]["latency_p95"] for r in rows] == [1.0, 0.25]
+        rows = scorecard([bad, good], {"usd_per_1k": 0.5, "robustness": 0.5})["candidates"]
+        assert all(r["total"] == 0 and r["missing"] == ["usd_per_1k", "robustness"] for r in rows)
+
+    def test_command(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        folders = [str(f) for f in self.folders(tmp_path)]
+        weights = tmp_path / "w.yaml"
+        weights.write_text("accuracy: 3\nlatency_p95: 1")
+        assert fovea.main(["models", "scorecard", *folders, "--weights", str(weights), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["weights"] == {"accuracy": 0.75, "latency_p95": 0.25}
+        assert fovea.main(["models", "scorecard", *folders]) == 0
+        assert "no figure" in capsys.readouterr().out
+        for text, message in (
+            ("speed: 1", "unknown dimension"),
+            ("accuracy: -1", "0 or more"),
+            ("accuracy: 0", "all weights are 0"),
+            ("[", "not YAML"),
+            ("- 1", "must be dimension: weight"),
+        ):
+            weights.write_text(text)
+            assert fovea.main(["models", "scorecard", *folders, "--weights", str(weights)]) == 2
+            assert message in capsys.readouterr().err
+        assert fovea.main(["models", "scorecard", folders[0]]) == 2
+        assert "at least two" in capsys.readouterr().err
+
+
+def test_fields_of_json_answers(tmp_path: Path) -> None:
+    """The receipts, answered with the truth but for the currency."""
+    receipts = {i.image_bytes(): i for i in load_golden("receipts").items}
+
+    def answer(question: str, image: bytes) -> Reply:
+        expected = receipts[image].expected
+        return (json.dumps(expected | {"currency": "XXX"}) if expected else "Not a receipt."), 0.9
+
+    with OpenAISimulator(answer) as sim:
+        report = evaluate(EvaluationSettings(url=sim.url, model="sim", golden="receipts", out=tmp_path, max_tokens=200))
+    assert report["by_field"]["currency"]["value"] == 0.0
+    assert all(report["by_field"][f]["value"] == 1.0 for f in ("merchant", "date", "items", "total"))
+    assert report["by_category"]["wrong_page"]["value"] == 1.0 and report["accuracy"]["value"] == 20 / 240
+    assert report["by_tag"]["perturbation=blur"]["n"] == 20

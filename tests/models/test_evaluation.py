@@ -346,7 +346,7 @@ class TestVendor:
             return await asyncio.to_thread(evaluate, values)
 
     async def test_measured_baseline(self, tmp_path: Path) -> None:
-        script = Script(text="yes", input_tokens=100, output_tokens=2)
+        script = Script(text="yes", input_tokens=100, output_tokens=2, image_tokens=80)
         report = await self.run(script, tmp_path, "5")
         yes = sum(item.expected == "yes" for item in GOLDEN.sample(20, 0))
         assert report["model"] == "openai/gpt-4o-mini" and report["accuracy"]["value"] == yes / 20
@@ -355,6 +355,8 @@ class TestVendor:
         assert Decimal(report["cost"]["usd_per_query"]) == one
         assert Decimal(report["cost"]["usd_per_right_answer"]) * yes == pytest.approx(20 * one)
         assert report["calibration"] is None and report["run"]["stopped"] is None
+        # the rule says 8,500 for a small image, the vendor's usage 80: what is reported counts, the gap is shown
+        assert report["cost"]["image_tokens_reported_minus_rule"] == 80 - 8500
 
     async def test_spend_limit_stops_at_once_and_keeps_results(self, tmp_path: Path) -> None:
         script = Script(text="yes", input_tokens=100, output_tokens=2)

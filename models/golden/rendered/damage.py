@@ -5,10 +5,17 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Callable
+from functools import cache
 
-from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
 Damage = Callable[[Image.Image, random.Random], Image.Image]
+
+
+@cache
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return Pillow's own font (ASCII only); it is parsed anew by every `load_default`."""
+    return ImageFont.load_default(size)
 
 
 def blur(image: Image.Image, rng: random.Random) -> Image.Image:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import cache
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from models.golden.rendered.damage import DAMAGE, stain
+from models.golden.rendered.damage import DAMAGE, font, stain
 from models.golden.rendered.receipts import as_image, render_letter
 from models.golden.sets import GoldenItem, GoldenSet
 
@@ -68,16 +69,17 @@ def render(fault: Fault, rng: random.Random) -> tuple[Image.Image, tuple[int, in
     draw = ImageDraw.Draw(image)
     left, top = rng.randint(14, 30), rng.randint(44, 70)
     draw.rounded_rectangle((left, top, left + 310, top + 84), radius=14, fill=body, outline=(20, 20, 20), width=2)
-    font = ImageFont.load_default(13)
+    small = font(13)
     boxes = []
     for number, (label, color) in enumerate(zip(LIGHTS, fault.lights, strict=True)):
         x = left + 44 + 74 * number
         draw.ellipse((x - 9, top + 18, x + 9, top + 36), fill=color, outline=(0, 0, 0))
-        draw.text((x, top + 58), label, ink, font, anchor="mm")
+        draw.text((x, top + 58), label, ink, small, anchor="mm")
         boxes.append((x - 34, top + 14, x + 34, top + 68))
     return image, boxes[2]
 
 
+@cache
 def build(seed: int = 11) -> GoldenSet:
     """Return the set; the same seed gives the same set."""
     kinds = ["none"] * CLEAN + [k for k in (*DAMAGE, "occlusion", "wrong_page") for _ in range(PER_DAMAGE)]

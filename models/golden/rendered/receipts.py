@@ -10,12 +10,13 @@ import datetime as dt
 import io
 import random
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from models.golden.rendered.damage import DAMAGE, stain
+from models.golden.rendered.damage import DAMAGE, font, stain
 from models.golden.sets import GoldenItem, GoldenSet, RenderedImage
 
 CLEAN, PER_DAMAGE = 100, 20
@@ -119,7 +120,7 @@ def render(receipt: Receipt) -> tuple[Image.Image, tuple[int, int, int, int]]:
     shown = receipt.date.strftime("%d.%m.%Y" if german else "%Y-%m-%d")
     image = Image.new("RGB", (WIDTH, 170 + 26 * len(receipt.lines)), _PAPER)
     draw = ImageDraw.Draw(image)
-    large, normal = ImageFont.load_default(22), ImageFont.load_default(16)
+    large, normal = font(22), font(16)
     draw.text((WIDTH // 2, 24), receipt.merchant, _INK, large, anchor="mm")
     date_text = f"{date_word}: {shown}"
     draw.text((20, 52), date_text, _INK, normal)
@@ -143,17 +144,18 @@ def render_letter(language: str) -> Image.Image:
     image = Image.new("RGB", (WIDTH, 260), _PAPER)
     draw = ImageDraw.Draw(image)
     for number, line in enumerate(LETTER[language]):
-        draw.text((24, 30 + 36 * number), line, _INK, ImageFont.load_default(18))
+        draw.text((24, 30 + 36 * number), line, _INK, font(18))
     return image
 
 
 def as_image(picture: Image.Image, name: str) -> RenderedImage:
     """Return the picture as a PNG in memory."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    picture.save(buffer, "PNG", compress_level=3)
     return RenderedImage(Path(f"{name}.png"), "image/png", picture.width, picture.height, buffer.getvalue())
 
 
+@cache
 def build(seed: int = 7) -> GoldenSet:
     """Return the set; the same seed gives the same set."""
     kinds = ["none"] * CLEAN + [k for k in (*DAMAGE, "occlusion", "wrong_page") for _ in range(PER_DAMAGE)]
