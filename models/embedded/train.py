@@ -35,18 +35,30 @@ from models.support.files import write_json
 
 # width, height of the other pictures that the processor leaves as they are; 4:3 first, as cameras make them
 CANVASES = ((64, 48), (64, 48), (48, 64), (80, 48), (48, 80), (96, 32), (32, 96))
-ANSWER_STEPS = {"qwen2_5_vl": 2000, "paligemma": 3500}  # PaliGemma also learns to find boxes
+# the second stage of each family; PaliGemma also learns to find boxes
+SCHEDULES = {
+    "qwen2_5_vl": {"answer_steps": 2800, "warm_steps": 60, "hold_steps": 1800, "dense_steps": 1000},
+    "paligemma": {"answer_steps": 3500, "warm_steps": 105, "hold_steps": 2100, "dense_steps": 1750},
+}
+QUICK = {"look_steps": 600, "answer_steps": 500, "warm_steps": 20, "hold_steps": 250, "dense_steps": 200}
 HELD_OUT = 200  # published training pictures kept out of training to follow progress
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the result; written to the manifest."""
+    """Everything that decides the result; written to the manifest.
+
+    `warm_steps`, `hold_steps` and `dense_steps` are of the second stage: linear warm-up of the learning rate, where its
+    decay begins, and over how many steps the share of naming questions falls from 0.9 to 0.3.
+    """
 
     family: str
     seed: int = 1
     look_steps: int = 2500
-    answer_steps: int = 2000
+    answer_steps: int = 2800
+    warm_steps: int = 60
+    hold_steps: int = 1800
+    dense_steps: int = 1000
     pictures: int = 24
     questions: int = 8
     look_rate: float = 1.5e-3
@@ -222,9 +234,8 @@ def held_out_accuracy(arch: Architecture, model: Any, data: Pictures, pictures: 
     return right / total
 
 
-def rate_at(step: int, steps: int, peak: float) -> float:
-    """Return the learning rate: 3% linear warm-up, constant to 60%, then a cosine to zero."""
-    warm, hold = 0.03 * steps, 0.6 * steps
+def rate_at(step: int, steps: int, peak: float, warm: int, hold: int) -> float:
+    """Return the learning rate: linear warm-up, constant, then a cosine to zero from step `hold`."""
     if step < warm:
         return peak * (step + 1) / warm
     if step < hold:
@@ -248,9 +259,10 @@ def train(recipe: Recipe, out: Path, threads: int, report_every: int = 100) -> N
         progress = Progress(**state["progress"])
         print(f"continues at {progress.stage} step {progress.step}", flush=True)
     tower = [*arch_tower(arch, model), *heads.parameters()]
-    for stage, steps, peak, parameters in (
-        ("look", recipe.look_steps, recipe.look_rate, tower),
-        ("answer", recipe.answer_steps, recipe.answer_rate, list(model.parameters())),
+    look, answer = recipe.look_steps, recipe.answer_steps
+    for stage, steps, peak, warm, hold, parameters in (
+        ("look", look, recipe.look_rate, look * 3 // 100, look * 6 // 10, tower),
+        ("answer", answer, recipe.answer_rate, recipe.warm_steps, recipe.hold_steps, list(model.parameters())),
     ):
         if progress.stage != stage:
             continue
@@ -263,8 +275,8 @@ def train(recipe: Recipe, out: Path, threads: int, report_every: int = 100) -> N
         while progress.step < steps:
             rng = np.random.default_rng([recipe.seed, stage == "answer", progress.step])
             for group in optimizer.param_groups:
-                group["lr"] = rate_at(progress.step, steps, peak)
-            dense = max(0.3, 0.9 - 1.2 * progress.step / steps)
+                group["lr"] = rate_at(progress.step, steps, peak, warm, hold)
+            dense = max(0.3, 0.9 - 0.6 * progress.step / recipe.dense_steps)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 if stage == "look":
                     loss = look_loss(arch, model, heads, data, rng)
@@ -361,8 +373,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="about 10 minutes on 2 cores instead of about 2 hours")
     args = parser.parse_args()
-    steps = {"look_steps": 600, "answer_steps": 500} if args.quick else {"answer_steps": ANSWER_STEPS[args.family]}
-    train(Recipe(args.family, seed=args.seed, **steps), args.out, args.threads)
+    schedule = QUICK if args.quick else SCHEDULES[args.family]
+    train(Recipe(args.family, seed=args.seed, **schedule), args.out, args.threads)
     return 0
 
 
