@@ -118,6 +118,7 @@ def local_ray(stack: Stack) -> Iterator[None]:
     os.environ["PYTHONPATH"] = os.pathsep.join([root, *(path for path in paths if path and path != root)])
 
     import ray
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher
 
     try:
         ray.init(
@@ -130,6 +131,9 @@ def local_ray(stack: Stack) -> Iterator[None]:
             object_store_memory=256 * 2**20,
             _temp_dir=str(folder),
         )
+        # Ray reports the controller's own end, on our order, as an error; ours to report are the engine's
+        global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         yield
     finally:
         ray.shutdown()
