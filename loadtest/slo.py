@@ -91,7 +91,7 @@ def _term(text: str) -> Term:
     if metric not in TIMED or percent is None or unit not in ("ms", "s") or sign != "<" or not limit > 0:
         fix = f"{example}; metrics are pNN, ttft_pNN, tpot_pNN, service_pNN, errors, accuracy"
         raise UsageError("not an objective", field="--slo", value=text.strip(), fix=fix)
-    q = float(percent[1:]) / 100
+    q = round(float(percent[1:]) / 100, 9)
     if not 0 < q < 1:
         raise UsageError("the percentile must lie between 0 and 100", field="--slo", value=text.strip(), fix=example)
     return Term(text.strip(), TIMED[metric], q, True, limit * (1000 if unit == "s" else 1))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -39,20 +40,22 @@ def simulated(rate: float, seconds: float, number: int, service: float = 0.02, v
     return Report({**data, "invalid_because": ["late"]}, records)
 
 
+def seeded(seed: int, rate: float, seconds: float, number: int) -> Report:
+    return simulated(rate, seconds, 1000 * seed + number)
+
+
 def test_capacity_of_a_known_queue() -> None:
-    """For M/D/1 with 20 ms service, P95 of the response time reaches 100 ms at 40.9 requests/s (simulated exactly)."""
-    truth = 40.9
+    """For M/D/1 with 20 ms service, P95 of the response time reaches 100 ms at 34.8 requests/s (simulated exactly)."""
+    truth = 34.8
     long = simulated(truth, 20_000, 1)
-    assert np.quantile(long.records["end"] - long.records["intended"], 0.95) == pytest.approx(0.1, rel=0.06)
+    assert np.quantile(long.records["end"] - long.records["intended"], 0.95) == pytest.approx(0.1, rel=0.05)
     certified = []
     for seed in range(12):
-        found = find_capacity(
-            lambda rate, seconds, number, seed=seed: simulated(rate, seconds, 1000 * seed + number),  # type: ignore[misc]
-            parse_slo("p95<100ms"), start=2, highest=1000, step_s=60, confirm_s=300,
-        )  # fmt: skip
+        run = partial(seeded, seed)
+        found = find_capacity(run, parse_slo("p95<100ms"), start=2, highest=1000, step_s=60, confirm_s=300)
         if found.rate is not None:
             certified.append(found.rate)
-        assert found.broken is not None and found.best < found.broken
+        assert found.broken is not None and found.best <= found.broken
     assert len(certified) >= 8
     # the promise: a certified rate is above the true capacity in 5 % of searches at most
     assert sum(rate > truth for rate in certified) <= 2
