@@ -262,10 +262,11 @@ def _add_scorecard(parser: argparse.ArgumentParser) -> None:
 
 def _scorecard(args: argparse.Namespace) -> int:
     from models.evaluation.compare import read_evaluation
-    from models.evaluation.scorecard import load_weights, scorecard
+    from models.evaluation.scorecard import equal_weights, load_weights, scorecard
 
-    weights = load_weights(args.weights)
-    result = scorecard([read_evaluation(folder) for folder in args.evaluations], weights)
+    candidates = [read_evaluation(folder) for folder in args.evaluations]
+    weights = equal_weights(candidates) if args.weights is None else load_weights(args.weights)
+    result = scorecard(candidates, weights)
     if args.json:
         print_json(result)
         return 0

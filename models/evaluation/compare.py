@@ -70,12 +70,14 @@ def compare(first: Evaluated, second: Evaluated, *, seed: int = 0) -> dict[str, 
     groups: dict[str, list[int]] = {}
     for index, item in enumerate(items):
         groups.setdefault(item.category, []).append(index)
+    # one model under one name twice (before and after a change) is told apart by its folder
+    names = [e.name if first.name != second.name else f"{e.name} ({e.folder.name})" for e in (first, second)]
     return {
         "kind": "comparison",
         "golden": first.report["golden"],
         "items": len(items),
-        "first": _side(first, items, a),
-        "second": _side(second, items, b),
+        "first": _side(first, names[0], items, a),
+        "second": _side(second, names[1], items, b),
         "difference": paired_difference(a, b, seed=seed).as_dict(),
         "mcnemar": {"only_first": test.only_first, "only_second": test.only_second, "p_value": test.p_value},
         "by_category": {
@@ -110,10 +112,10 @@ def _common_items(first: Evaluated, second: Evaluated) -> list[GoldenItem]:
     return items
 
 
-def _side(one: Evaluated, items: Sequence[GoldenItem], right: Sequence[bool]) -> dict[str, Any]:
+def _side(one: Evaluated, name: str, items: Sequence[GoldenItem], right: Sequence[bool]) -> dict[str, Any]:
     latencies = [ms for i in items if (ms := one.answers[i.id].latency_ms) is not None]
     return {
-        "model": one.name,
+        "model": name,
         "folder": str(one.folder),
         "accuracy": wilson(sum(right), len(right)).as_dict(),
         "latency_ms": {f"p{round(100 * q)}": quantile(latencies, q).as_dict() for q in (0.5, 0.95, 0.99)},

@@ -108,9 +108,9 @@ class _Result:
 
 async def _ask_all(settings: EvaluationSettings, golden: GoldenSet, items: list[GoldenItem]) -> _Result:
     async with VendorClient(settings) if settings.is_vendor else EvaluationClient(settings) as client:
-        await client.check()
+        served = await client.check()
         # after the check: a wrong URL must not leave a folder behind
-        with AnswerLog(settings.out, _identity(settings, golden), fresh=settings.fresh) as log:
+        with AnswerLog(settings.out, _identity(settings, golden, served), fresh=settings.fresh) as log:
             todo = [item for item in items if item.id not in log.done]
             before = {item.id: log.done[item.id] for item in items if item.id in log.done}
             result = _Result(before, len(before))
@@ -156,11 +156,15 @@ async def _run_workers(worker: Any, queue: Iterator[GoldenItem], n: int) -> None
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _identity(settings: EvaluationSettings, golden: GoldenSet) -> dict[str, Any]:
-    """What must be the same for an evaluation to continue: not the address, which may change, nor limit and seed."""
+def _identity(settings: EvaluationSettings, golden: GoldenSet, served: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same for an evaluation to continue: not the address, which may change, nor limit and seed.
+
+    `root` is the checkpoint that vLLM says it serves under the name: another one is another evaluation.
+    """
     return {
         "kind": "fovea-evaluation",
         "golden": {"name": golden.name, "digest": golden.digest},
+        "root": served.get("root"),
         "request": _asked_how(settings),
     }
 
@@ -235,6 +239,8 @@ def print_summary(report: dict[str, Any], out: Path) -> None:
     rate = report["run"]["requests_per_s"]
     if rate is not None:
         print(f"{report['run']['asked_now']} answers in {report['run']['wall_s']:.1f} s, {rate} a second")
+    if report["run"]["continued_from"]:
+        print(f"continued   {report['run']['continued_from']} answers are from an earlier run in this folder")
     print(f"report      {out / 'report.html'}")
 
 

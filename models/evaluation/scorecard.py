@@ -63,14 +63,18 @@ DIMENSIONS: dict[str, Dimension] = {
 }
 
 
-def load_weights(path: Path | None) -> dict[str, float]:
-    """Return weights by dimension, adding up to 1; equal weights without a file.
+def equal_weights(candidates: Sequence[Evaluated]) -> dict[str, float]:
+    """Return equal weights for the dimensions that at least one candidate has a figure for."""
+    known = [d.name for d in DIMENSIONS.values() if any(d.read(c.report) is not None for c in candidates)]
+    return dict.fromkeys(known, 1 / len(known))
+
+
+def load_weights(path: Path) -> dict[str, float]:
+    """Return weights by dimension, adding up to 1.
 
     Raises:
         UsageError: the file is broken, names an unknown dimension, or a weight is negative, or all are 0.
     """
-    if path is None:
-        return dict.fromkeys(DIMENSIONS, 1 / len(DIMENSIONS))
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

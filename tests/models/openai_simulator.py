@@ -44,6 +44,7 @@ class OpenAISimulator:
         self.answer, self.fault, self.model, self.key, self.list_models = answer, fault, model, key, list_models
         self.requests: list[dict[str, Any]] = []
         self.retry_after: str | None = None
+        self.root: str | None = None
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -95,7 +96,7 @@ class OpenAISimulator:
         if not self.list_models:
             return self._error(404, "not found")
         return self._unauthorized(request) or web.json_response(
-            {"object": "list", "data": [{"id": self.model, "object": "model"}]}
+            {"object": "list", "data": [{"id": self.model, "object": "model", "root": self.root}]}
         )
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:

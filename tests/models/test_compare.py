@@ -65,6 +65,7 @@ def test_counts_by_hand(tmp_path: Path) -> None:
     holds, text = verdict(result, 0.01)
     assert not holds and "not shown to be within a drop of 1 points" in text
     assert verdict(result, 0.5)[0] and verdict(result, None)[0]
+    assert [result[side]["model"] for side in ("first", "second")] == ["sim (a)", "sim (b)"]
 
 
 def test_equal_models_are_not_told_apart(tmp_path: Path) -> None:
@@ -142,7 +143,9 @@ class TestScorecard:
         assert fovea.main(["models", "scorecard", *folders, "--weights", str(weights), "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["weights"] == {"accuracy": 0.75, "latency_p95": 0.25}
         assert fovea.main(["models", "scorecard", *folders]) == 0
-        assert "no figure" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        # nobody has a price or a damaged slice, so that neither is weighed
+        assert "accuracy (25%)" in out and "usd_per_1k" not in out
         for text, message in (
             ("speed: 1", "unknown dimension"),
             ("accuracy: -1", "0 or more"),

@@ -127,6 +127,10 @@ class TestRun:
             evaluate(settings(sim, tmp_path, limit=2))
             with pytest.raises(UsageError, match=r"another evaluation \(request differ\)"):
                 evaluate(settings(sim, tmp_path, limit=2, max_tokens=3))
+            sim.root = "/another/checkpoint"
+            with pytest.raises(UsageError, match=r"another evaluation \(root differ\)"):
+                evaluate(settings(sim, tmp_path, limit=2))
+            sim.root = None
             (tmp_path / "run.json").write_text("{")
             with pytest.raises(UsageError, match=r"run\.json is damaged"):
                 evaluate(settings(sim, tmp_path, limit=2))
