@@ -52,7 +52,7 @@ def bare_command(model: Model, port: int) -> list[str]:
         "--limit-mm-per-prompt",
         limits,
     ]
-    command += ["--structured-outputs-config", json.dumps({"disable_any_whitespace": True})]
+    command += ["--structured-outputs-config", json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})]
     if model.max_model_len:
         command += ["--max-model-len", str(model.max_model_len)]
     for name, value in model.engine_args.items():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from models.support.errors import UsageError
 
 if TYPE_CHECKING:
-    from serving.stack import Model
+    from serving.stack import Media, Model
 
 
 @dataclass
@@ -52,13 +52,18 @@ def engine_args(model: Model) -> argparse.Namespace:
     args.quantization = model.quantization
     args.max_model_len = model.max_model_len
     args.limit_mm_per_prompt = {"image": model.images_per_prompt, "video": 0}
-    args.structured_outputs_config.disable_any_whitespace = True  # else a small model may write blanks without end
+    # without blanks a small model cannot write them without end; vLLM allows that setting with a named backend only,
+    # and xgrammar is the one that also does tool calls
+    args.structured_outputs_config.backend = "xgrammar"
+    args.structured_outputs_config.disable_any_whitespace = True
     args.disable_uvicorn_access_log = True
     for name, value in model.engine_args.items():
         if not hasattr(args, name):
             close = difflib.get_close_matches(name, vars(args), n=1)
             fix = f"did you mean {close[0]!r}?" if close else "see vLLM's engine arguments"
-            raise UsageError("vLLM has no such argument", field=f"models.{model.name}.engine_args.{name}", value=value, fix=fix)
+            raise UsageError(
+                "vLLM has no such argument", field=f"models.{model.name}.engine_args.{name}", value=value, fix=fix
+            )
         setattr(args, name, value)
     if args.tool_call_parser:
         args.enable_auto_tool_choice = True
@@ -73,9 +78,13 @@ def engine_environment(model: Model) -> dict[str, str]:
     return common
 
 
-async def start_engine(model: Model) -> Engine:
-    """Load the model and return when the engine can answer."""
+async def start_engine(model: Model, media: Media | None = None) -> Engine:
+    """Load the model and return when the engine can answer; vLLM loads media under `media`'s limits, if given."""
     os.environ.update(engine_environment(model))
+    if media is not None:
+        from serving.connector import install
+
+        install(media)
 
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.openai.api_server import build_app, init_app_state
@@ -90,7 +99,9 @@ async def start_engine(model: Model) -> Engine:
         tasks = await client.get_supported_tasks()
         app = build_app(args, tasks, client.model_config)
         await init_app_state(client, app.state, args, tasks)
-        app.state.server = argparse.Namespace(should_exit=False)  # vLLM's error handler sets it; Serve restarts replicas
+        app.state.server = argparse.Namespace(
+            should_exit=False
+        )  # vLLM's error handler sets it; Serve restarts replicas
     except BaseException:
         client.shutdown()
         raise

@@ -108,6 +108,35 @@ def check_port(host: str, port: int) -> None:
             ) from error
 
 
+def start_ray(stack: Stack, folder: Path, tries: int = 3) -> None:
+    """Start Ray's processes on this machine; again when it gives up (it waits 30 s, too short for a busy machine).
+
+    Raises:
+        CheckFailed: it did not start in `tries` tries.
+    """
+    import ray
+
+    for number in range(tries):
+        try:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address="127.0.0.1",
+                num_cpus=sum(model.replicas for model in stack.models) + 2,
+                object_store_memory=256 * 2**20,
+                _temp_dir=str(folder),
+            )
+            return
+        except Exception as error:  # Ray raises a bare Exception here
+            ray.shutdown()
+            if "timed out" not in str(error) or number == tries - 1:
+                raise CheckFailed(
+                    f"Ray did not start: {' '.join(str(error).split())[:300]}", fix="see `fovea doctor`"
+                ) from error
+
+
 @contextmanager
 def local_ray(stack: Stack) -> Iterator[None]:
     """Start Ray on this machine for one stack, and stop it and remove its files at the end."""
@@ -121,16 +150,7 @@ def local_ray(stack: Stack) -> Iterator[None]:
     from ray._private.ray_logging import global_worker_stdstream_dispatcher
 
     try:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
-            num_cpus=sum(model.replicas for model in stack.models) + 2,
-            object_store_memory=256 * 2**20,
-            _temp_dir=str(folder),
-        )
+        start_ray(stack, folder)
         # Ray reports the controller's own end, on our order, as an error; ours to report are the engine's
         global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -143,15 +163,25 @@ def local_ray(stack: Stack) -> Iterator[None]:
 def deploy(stack: Stack) -> None:
     """Start deploying every model of the stack, and the front when there are several; returns at once."""
     from ray import serve
+    from ray.exceptions import RayError
     from ray.serve.api import RunTarget
     from ray.serve.config import HTTPOptions
 
     from serving.front import bind_front
 
-    serve.start(
-        http_options=HTTPOptions(host=stack.listen.host, port=stack.listen.port, keep_alive_timeout_s=75),
-        logging_config={"enable_access_log": False, "log_level": "WARNING"},
-    )
+    for number in range(3):
+        try:
+            serve.start(
+                http_options=HTTPOptions(host=stack.listen.host, port=stack.listen.port, keep_alive_timeout_s=75),
+                logging_config={"enable_access_log": False, "log_level": "WARNING"},
+            )
+            break
+        except (RayError, TimeoutError) as error:  # the proxy was not up within Ray's 60 s
+            serve.shutdown()
+            if number == 2:
+                raise CheckFailed(
+                    "Ray Serve's proxy did not start", value=str(error)[:300], fix="see `fovea doctor`"
+                ) from error
     single = len(stack.models) == 1
     targets = [
         RunTarget(bind_replica(stack, model), name=model.name, route_prefix="/" if single else model.prefix)
@@ -251,10 +281,10 @@ def stop_serve() -> None:
 
 
 def reason_of(message: str) -> str:
-    """Return the last exception line of a traceback that Ray quotes, or the start of the message."""
+    """Return the last exception of a traceback that Ray quotes, with its further lines, or the start of the message."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    errors = [line for line in lines if line.split(":")[0].endswith(("Error", "Exception"))]
-    return (errors[-1] if errors else " ".join(lines))[:500]
+    errors = [n for n, line in enumerate(lines) if line.split(":")[0].endswith(("Error", "Exception"))]
+    return " ".join(lines[errors[-1] : errors[-1] + 3] if errors else lines)[:500]
 
 
 def drain(stack: Stack, say: Callable[[str], None]) -> None:
