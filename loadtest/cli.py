@@ -11,6 +11,7 @@ COMMANDS = {
     "run": ("loadtest.commands.run", "put load on a server and report latency, errors, accuracy and dollars"),
     "capacity": ("loadtest.commands.capacity", "find the highest rate that keeps an SLO, with a confidence"),
     "compare": ("loadtest.commands.compare", "tell whether one run is better than another, and gate on it"),
+    "rehearse": ("loadtest.commands.rehearse", "break things while load runs, and see what happens"),
 }
 
 

@@ -39,8 +39,9 @@ __all__ = ["Report", "run_load", "write_reports"]
 class Board:
     """Puts the progress of all processes into one line."""
 
-    def __init__(self, progress: Progress, processes: int, begun: Callable[[], float]):
-        self.progress, self.begun = progress, begun
+    def __init__(self, progress: Progress, processes: int):
+        self.progress = progress
+        self.begun = perf_counter()
         self.counts = [0] * processes
         self.errors = [0] * processes
 
@@ -51,14 +52,21 @@ class Board:
         if "recent" in message:
             note += f", p50 {message['recent'][0]:,.0f} ms, p95 {message['recent'][1]:,.0f} ms"
         by_time = self.progress.unit == ""
-        self.progress.update(max(0.0, perf_counter() - self.begun()) if by_time else sum(self.counts), note)
+        self.progress.update(max(0.0, perf_counter() - self.begun) if by_time else sum(self.counts), note)
 
 
-def run_load(config: RunConfig, *, progress: bool | None = None, spill: Path | None = None) -> Report:
+def run_load(
+    config: RunConfig,
+    *,
+    progress: bool | None = None,
+    spill: Path | None = None,
+    on_begin: Callable[[float], None] | None = None,
+) -> Report:
     """Run the load and return its report.  Ctrl-C ends the run early; the report is then marked partial.
 
     Args:
         progress: show the progress line; by default only on a terminal.
+        on_begin: told when second 0 of the schedule is, in `perf_counter()` time, just before it.
         spill: folder for the raw records while the run lasts; a temporary one by default.
 
     Raises:
@@ -79,20 +87,25 @@ def run_load(config: RunConfig, *, progress: bool | None = None, spill: Path | N
         total = whole_run(config) if config.duration_s is not None else config.requests
         unit = "" if config.duration_s is not None else "requests"
         with Progress(total, "load", unit, enabled=progress) as line, _scrape(config) as scrape:
-            begun = perf_counter()
-            board = Board(line, config.processes, lambda: begun)
+            board = Board(line, config.processes)
+
+            def begin(when: float) -> None:
+                board.begun = when
+                if on_begin is not None:
+                    on_begin(when)
+
             if plan is not None:
                 from loadtest.worker import run_here
 
                 path = Path(folder) / "0.bin"
-                summaries = [run_here(config, plan, path, lambda message: board.tell(0, message))]
+                summaries = [run_here(config, plan, path, lambda message: board.tell(0, message), begin)]
                 paths = [path]
             elif config.ray_address is not None:
                 from loadtest.cluster import run_on_ray
 
                 summaries, paths = run_on_ray(config, Path(folder), board.tell)
             else:
-                summaries, paths = run_processes(config, Path(folder), board.tell)
+                summaries, paths = run_processes(config, Path(folder), board.tell, begin)
         records = np.concatenate([read_records(path) for path in paths])
     records = records[np.argsort(records["intended"], kind="stable")]
     return build_report(config, workloads, records, summaries, started=started, about=about, server=scrape.result())
@@ -118,7 +131,10 @@ def _scrape(config: RunConfig) -> Any:
 
 
 def run_processes(
-    config: RunConfig, folder: Path, tell: Callable[[int, dict[str, Any]], None]
+    config: RunConfig,
+    folder: Path,
+    tell: Callable[[int, dict[str, Any]], None],
+    on_begin: Callable[[float], None],
 ) -> tuple[list[dict[str, Any]], list[Path]]:
     """Run the load in `config.processes` processes of this machine; return their summaries and record files.
 
@@ -164,7 +180,9 @@ def run_processes(
                         elif "ready" in message:
                             ready += 1
                             if ready == count:
-                                _send(children, {"begin": perf_counter() + 0.1})
+                                begin = perf_counter() + 0.1
+                                on_begin(begin)
+                                _send(children, {"begin": begin})
                         elif "progress" in message:
                             tell(number, message)
                         else:

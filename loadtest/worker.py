@@ -59,12 +59,14 @@ async def drive(
     workers: int = 1,
     start: Callable[[], Any] | None = None,
     tell: Tell = lambda message: None,
+    on_begin: Callable[[float], None] = lambda begin: None,
     on_engine: Callable[[Engine], None] = lambda engine: None,
 ) -> dict[str, Any]:
     """Run a plan in the running loop; return the summary (JSON-ready).  The records are in `path`.
 
     Args:
         start: awaited once everything is ready; returns second 0 of the schedule, in `perf_counter()` time.
+        on_begin: told that time.
 
     Raises:
         UsageError: the server cannot be reached at all.
@@ -103,6 +105,7 @@ async def drive(
             ) from error
         begin = await start() if start is not None else perf_counter() + 0.02
         recorder.start = begin
+        on_begin(begin)
         watch.start()
         ticker = loop.create_task(_progress(recorder, tell))
         try:
@@ -149,12 +152,14 @@ async def _progress(recorder: Recorder, tell: Tell) -> None:
         tell(message)
 
 
-def run_here(config: RunConfig, plan: Plan, path: Path, tell: Tell) -> dict[str, Any]:
+def run_here(
+    config: RunConfig, plan: Plan, path: Path, tell: Tell, on_begin: Callable[[float], None]
+) -> dict[str, Any]:
     """Run a plan in this process; Ctrl-C stops it and what was measured is kept.  Works inside a running loop too."""
     raise_file_limit()
 
     async def main() -> dict[str, Any]:
-        return await drive(config, plan, path, tell=tell, on_engine=_stop_on_signal)
+        return await drive(config, plan, path, tell=tell, on_begin=on_begin, on_engine=_stop_on_signal)
 
     def run() -> dict[str, Any]:
         with asyncio.Runner(loop_factory=make_loop) as runner:

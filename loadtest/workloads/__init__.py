@@ -16,7 +16,7 @@ def make_workload(name: str, seed: int = 0, **options: Any) -> Workload:
     Raises:
         UsageError: there is none, its options are wrong, or its file is.
     """
-    from loadtest.workloads import golden, jsonl, synthetic  # noqa: F401  (they register themselves)
+    from loadtest.workloads import broken, golden, jsonl, synthetic  # noqa: F401  (they register themselves)
 
     if name.endswith((".jsonl", ".ndjson")):
         name, options = "jsonl", {"path": name, **options}

@@ -45,7 +45,7 @@ def test_same_seed_same_items_and_no_two_alike(name: str) -> None:
 
 def test_every_registered_workload_is_tried() -> None:
     make_workload("text")
-    assert set(WORKLOADS) == {*SMALL, "golden", "jsonl", "trace"}
+    assert set(WORKLOADS) == {*SMALL, "broken", "golden", "jsonl", "trace"}
 
 
 def test_images_have_the_sizes_and_formats_asked_for() -> None:

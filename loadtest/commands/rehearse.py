@@ -1,0 +1,152 @@
+"""`fovea loadtest rehearse`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from loadtest.commands import common
+from models.support.errors import UsageError
+
+EXAMPLES = """
+examples:
+  fovea loadtest rehearse --url http://127.0.0.1:8000/v1 --model m --rate 5
+  fovea loadtest rehearse --url http://127.0.0.1:8000/v1 --model m --drill replica-killed --kill-command "kubectl
+  delete pod x"
+
+With --upstream URL --proxy-port P the faults happen between the stack and its upstream: let the stack's upstream be
+http://127.0.0.1:P, and its clients must not notice.  The exit code is 1 when a drill fails.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    from loadtest.rehearse import DRILLS
+
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLES
+    common.add_target(parser)
+    drills = parser.add_argument_group("drills")
+    drills.add_argument("--drill", action="append", default=[], metavar="NAME", help=f"repeatable: {', '.join(DRILLS)}")
+    drills.add_argument("--rate", type=float, default=5.0, help="steady requests per second (default: 5)")
+    drills.add_argument(
+        "--part", type=float, default=10.0, metavar="S", help="seconds before, during, after (default: 10)"
+    )
+    drills.add_argument(
+        "--bad-rate", type=float, default=2.0, metavar="R", help="broken requests per second (default: 2)"
+    )
+    drills.add_argument(
+        "--tolerate", type=float, default=0.01, metavar="SHARE", help="steady failures allowed (default: 0.01)"
+    )
+    drills.add_argument("--upstream", metavar="URL", help="the stack's real upstream, for faults behind the stack")
+    drills.add_argument("--proxy-port", type=int, default=0, metavar="P", help="where the proxy for --upstream listens")
+    drills.add_argument("--kill-command", metavar="CMD", help="shell command that kills a replica")
+    drills.add_argument("--cache-stop-command", metavar="CMD", help="shell command that stops the cache store")
+    drills.add_argument("--cache-start-command", metavar="CMD", help="shell command that starts it again")
+    common.add_traffic(parser)
+    common.add_generator(parser)
+    common.add_hardware(parser)
+    common.add_output(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the drills, print and write the verdicts."""
+    from loadtest.faultproxy import FaultProxy
+    from loadtest.rehearse import DRILLS, Setting, Verdict, rehearse
+    from models.support.errors import CheckFailed
+
+    common.check_out(args.out)
+    for option in ("rate", "part", "bad_rate"):
+        if not getattr(args, option) > 0:
+            raise UsageError("must be above zero", field="--" + option.replace("_", "-"), value=getattr(args, option))
+    if args.upstream and not args.proxy_port:
+        raise UsageError("needs --proxy-port, the port that the stack has as its upstream", field="--upstream")
+    given = {"kill": args.kill_command, "cache-stop": args.cache_stop_command, "cache-start": args.cache_start_command}
+
+    def tell(verdict: Verdict) -> None:
+        if not args.quiet:
+            print(f"{verdict.verdict:8} {verdict.name}: {'; '.join(verdict.evidence)}", file=sys.stderr)
+
+    with ExitStack() as stack:
+        proxy = stack.enter_context(FaultProxy(args.upstream, args.proxy_port)) if args.upstream else None
+        setting = Setting(
+            config=common.base_config(args),
+            steady={**common.class_values(args), "rate": args.rate},
+            part_s=args.part,
+            bad_rate=args.bad_rate,
+            tolerate=args.tolerate,
+            proxy=proxy,
+            commands={name: command for name, command in given.items() if command},
+        )
+        verdicts = rehearse(args.drill or list(DRILLS), setting, tell)
+    data = report_of(verdicts, args)
+    if args.out:
+        write(data, Path(args.out))
+    print(json.dumps(data, indent=2) if args.json else terminal(data))
+    wrong = [v.name for v in verdicts if v.verdict == "failed"]
+    if wrong:
+        raise CheckFailed(f"drills failed: {', '.join(wrong)}")
+    if all(v.verdict == "skipped" for v in verdicts):
+        raise CheckFailed("every drill was skipped", fix="give the commands that the drills need")
+    return 0
+
+
+def report_of(verdicts: list[Any], args: argparse.Namespace) -> dict[str, Any]:
+    """Return the content of rehearse.json."""
+    import datetime as dt
+
+    from models.evaluation.context import hardware, versions
+
+    return {
+        "schema_version": "1.0",
+        "kind": "rehearse",
+        "command": common.command_line(),
+        "finished": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "seed": args.seed,
+        "target": {"url": args.url, "model": args.model, "upstream": args.upstream},
+        "drills": [v.to_dict() for v in verdicts],
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+
+
+def counts(data: dict[str, Any]) -> str:
+    """Return how many drills passed, failed and were skipped."""
+    found = [d["verdict"] for d in data["drills"]]
+    return ", ".join(f"{found.count(word)} {word}" for word in ("passed", "failed", "skipped"))
+
+
+def terminal(data: dict[str, Any]) -> str:
+    """Return the verdicts for a terminal."""
+    from loadtest.text_report import columns
+
+    rows = [
+        [d["name"], d["verdict"].upper() if d["verdict"] == "failed" else d["verdict"], d["expectation"]]
+        for d in data["drills"]
+    ]
+    lines = [counts(data), "", columns(["drill", "verdict", "expectation"], rows)]
+    for drill in data["drills"]:
+        if drill["verdict"] != "passed":
+            lines += [f"{drill['name']}: {text}" for text in drill["evidence"]]
+    return "\n".join(lines)
+
+
+def write(data: dict[str, Any], folder: Path) -> None:
+    """Write rehearse.json and rehearse.html."""
+    from models.support.files import atomic_write, write_json
+    from models.support.html import Page, table
+
+    write_json(folder / "rehearse.json", data)
+    page = Page(f"Failure drills: {data['target']['model']}", f"{data['target']['url']} · {data['finished']}")
+    bad = any(d["verdict"] == "failed" for d in data["drills"])
+    page.verdict("bad" if bad else "ok", counts(data))
+    rows = [[d["name"], d["verdict"], d["expectation"], " · ".join(d["evidence"])] for d in data["drills"]]
+    page.add(table(["drill", "verdict", "expectation", "what was seen"], rows, (0, 1, 2, 3)))
+    page.code(data["command"])
+    with atomic_write(folder / "rehearse.html") as file:
+        file.write(page.render())

@@ -1,0 +1,359 @@
+"""Failure drills: something breaks while load runs, and each drill says whether what should happen did.
+
+Every drill runs steady traffic in three equal parts: before, during and after the fault.  What must hold in general:
+steady traffic is untouched before, comes back after (errors at most `tolerate`, P50 at most `slower` times that of
+before), and what happens during the fault is the drill's own expectation.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loadtest.client import Kind
+from loadtest.config import RunConfig, make_config
+from loadtest.faultproxy import Fault, FaultProxy
+from loadtest.run import run_load
+from models.support.errors import UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Records = NDArray[np.void]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all drills share.
+
+    Args:
+        config: fields of the run, `url` included.
+        steady: fields of the steady traffic class.
+        part_s: length of each of the three parts, in seconds.
+        bad_rate: broken requests per second in drills that send some.
+        tolerate: share of steady requests that may fail where none should.
+        slower: how many times the P50 of before is still the same speed.
+        proxy: the proxy in front of the stack's upstream; None: a proxy in front of the server itself.
+        commands: shell commands by name (`kill`, `cache-stop`, `cache-start`).
+    """
+
+    config: dict[str, Any]
+    steady: dict[str, Any]
+    part_s: float = 10.0
+    bad_rate: float = 2.0
+    tolerate: float = 0.01
+    slower: float = 3.0
+    proxy: FaultProxy | None = None
+    commands: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Verdict:
+    """What a drill showed: `passed`, `failed` or `skipped`, and why."""
+
+    name: str
+    expectation: str
+    verdict: str
+    evidence: list[str] = field(default_factory=list)
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the verdict, JSON-ready."""
+        return dict(self.__dict__)
+
+
+class Drill:
+    """One drill.
+
+    Args:
+        expectation: what should happen, in words.
+    """
+
+    def __init__(self, name: str, expectation: str):
+        self.name, self.expectation = name, expectation
+
+    def missing(self, setting: Setting) -> str:
+        """Return why this drill cannot run, or an empty string."""
+        return ""
+
+    def run(self, setting: Setting) -> Verdict:
+        """Run the drill."""
+        raise NotImplementedError
+
+
+class Parts:
+    """The steady records of a drill, by part."""
+
+    def __init__(self, records: Records, part_s: float):
+        steady = records[(records["cls"] == 0) & (records["kind"] != Kind.UNFINISHED)]
+        edges = (0.0, part_s, 2 * part_s, 3 * part_s)
+        inside = [(steady["intended"] >= a) & (steady["intended"] < b) for a, b in pairwise(edges)]
+        self.before, self.during, self.after = (steady[i] for i in inside)
+
+    def numbers(self) -> dict[str, Any]:
+        """Return requests, errors and P50 of each part."""
+        return {
+            name: {"requests": len(part), "errors": failed(part), "p50_ms": p50(part)}
+            for name, part in (("before", self.before), ("during", self.during), ("after", self.after))
+        }
+
+
+def failed(records: Records) -> int:
+    """Return how many requests failed."""
+    return int((records["kind"] != Kind.OK).sum())
+
+
+def p50(records: Records) -> float | None:
+    """Return the median latency of successful requests, in ms."""
+    ok = records[records["kind"] == Kind.OK]
+    return round(float(np.median(ok["end"] - ok["intended"])) * 1e3, 2) if len(ok) else None
+
+
+class Check:
+    """Collects what holds and what does not."""
+
+    def __init__(self) -> None:
+        self.evidence: list[str] = []
+        self.good = True
+
+    def that(self, holds: bool, text: str) -> None:
+        """Note one fact and whether it is as expected."""
+        self.evidence.append(("ok: " if holds else "NOT: ") + text)
+        self.good &= holds
+
+    def usual(self, parts: Parts, setting: Setting) -> None:
+        """Check that steady traffic was fine before, and is again after."""
+        for name, part in (("before", parts.before), ("after", parts.after)):
+            allowed = setting.tolerate * len(part)
+            count = failed(part)
+            self.that(len(part) > 0 and count <= allowed, f"{name}: {count} of {len(part)} steady requests failed")
+        self.same_speed(parts.before, parts.after, "after", setting)
+
+    def same_speed(self, base: Records, part: Records, name: str, setting: Setting) -> None:
+        """Check that a part is about as fast as the one before the fault."""
+        one, two = p50(base), p50(part)
+        fine = one is not None and two is not None and two <= setting.slower * one + 5
+        self.that(fine, f"{name}: P50 {two} ms, before the fault {one} ms")
+
+
+def run_steady(setting: Setting, url: str, *more: dict[str, Any], at: Callable[[], Any] | None = None,
+               back: Callable[[], Any] | None = None) -> Records:  # fmt: skip
+    """Run the three parts; `at` is called when the fault begins, `back` when it ends.  Returns all records."""
+    values = {**setting.config, "url": url, "duration_s": 3 * setting.part_s, "requests": None, "warmup_s": 0.0}
+    config: RunConfig = make_config(**values, classes=({**setting.steady, "name": "steady"}, *more))
+    timers: list[threading.Timer] = []
+    problems: list[BaseException] = []
+
+    def guarded(action: Callable[[], Any]) -> Callable[[], None]:
+        def call() -> None:
+            try:
+                action()
+            except BaseException as error:
+                problems.append(error)
+
+        return call
+
+    def begin(start: float) -> None:
+        for when, action in ((setting.part_s, at), (2 * setting.part_s, back)):
+            if action is not None:
+                timers.append(threading.Timer(start + when - perf_counter(), guarded(action)))
+                timers[-1].start()
+
+    try:
+        report = run_load(config, progress=False, on_begin=begin)
+    finally:
+        for timer in timers:
+            timer.cancel()
+            timer.join()
+    if problems:
+        raise problems[0]
+    if report.partial:
+        raise KeyboardInterrupt
+    return report.records
+
+
+class BadInput(Drill):
+    """Broken requests come in beside steady traffic: each is refused by a 4xx, and nobody else notices."""
+
+    def __init__(self, name: str, expectation: str, kind: str, refused: bool = True):
+        super().__init__(name, expectation)
+        self.kind, self.refused = kind, refused
+
+    def run(self, setting: Setting) -> Verdict:
+        """Run the drill."""
+        bad = {
+            "name": "broken",
+            "workload": "broken",
+            "workload_options": {"kind": self.kind},
+            "rate": setting.bad_rate,
+            "arrival": "constant",
+        }
+        records = run_steady(setting, setting.config["url"], bad)
+        sent = records[records["cls"] == 1]
+        check = Check()
+        refused = int(((sent["kind"] == Kind.STATUS) & (sent["status"] >= 400) & (sent["status"] < 500)).sum())
+        crashed = int((sent["status"] >= 500).sum())
+        lost = int(np.isin(sent["kind"], (Kind.CONNECT, Kind.RESET, Kind.CUT, Kind.TIMEOUT, Kind.PROTOCOL)).sum())
+        if self.refused:
+            check.that(refused == len(sent) > 0, f"{refused} of {len(sent)} broken requests got a 4xx")
+        else:
+            answered = int((sent["kind"] == Kind.OK).sum())
+            check.that(answered == len(sent) > 0, f"{answered} of {len(sent)} got an answer")
+        check.that(crashed == 0, f"{crashed} got a 5xx")
+        check.that(lost == 0, f"{lost} got no complete reply")
+        steady = records[records["cls"] == 0]
+        count = failed(steady)
+        check.that(
+            count <= setting.tolerate * len(steady), f"{count} of {len(steady)} steady requests failed beside them"
+        )
+        numbers = {"broken": {"requests": len(sent), "refused": refused, "5xx": crashed, "lost": lost}}
+        return Verdict(self.name, self.expectation, "passed" if check.good else "failed", check.evidence, numbers)
+
+
+class Upstream(Drill):
+    """A fault between two parties, by the proxy.
+
+    With a proxy in front of the stack's own upstream, the stack has to hide the fault.  Without one the proxy stands
+    in front of the server: the fault must be seen as what it is, and be over when it is over.
+    """
+
+    def __init__(self, name: str, expectation: str, fault: Fault, seen: tuple[Kind, int]):
+        super().__init__(name, expectation)
+        self.fault, self.seen = fault, seen
+
+    def run(self, setting: Setting) -> Verdict:
+        """Run the drill."""
+        with _proxy(setting) as (proxy, url):
+            before = proxy.injected
+
+            def begin() -> None:
+                proxy.fault = self.fault
+
+            def end() -> None:
+                proxy.fault = None
+
+            try:
+                records = run_steady(setting, url, at=begin, back=end)
+            finally:
+                proxy.fault = None
+            injected = proxy.injected - before
+        parts = Parts(records, setting.part_s)
+        check = Check()
+        check.usual(parts, setting)
+        check.that(injected > 0, f"{injected} faults were injected")
+        if setting.proxy is not None:
+            count, n = failed(parts.during), len(parts.during)
+            check.that(
+                count <= setting.tolerate * n, f"during: {count} of {n} steady requests failed (the stack hides it)"
+            )
+        elif self.fault.kind == "slow":
+            slow = p50(parts.during) or 0.0
+            check.that(slow >= 500 * self.fault.delay_s, f"during: P50 {slow} ms shows the delay")
+        else:
+            kind, status = self.seen
+            wrong = parts.during[parts.during["kind"] != Kind.OK]
+            named = (
+                int(((wrong["kind"] == kind) & (wrong["status"] == status)).sum())
+                if status
+                else int((wrong["kind"] == kind).sum())
+            )
+            check.that(
+                named > 0 and named >= 0.9 * len(wrong), f"during: {named} of {len(wrong)} failures are named right"
+            )
+        good = "passed" if check.good else "failed"
+        return Verdict(self.name, self.expectation, good, check.evidence, parts.numbers())
+
+
+@contextmanager
+def _proxy(setting: Setting) -> Iterator[tuple[FaultProxy, str]]:
+    if setting.proxy is not None:
+        yield setting.proxy, setting.config["url"]
+        return
+    with FaultProxy(setting.config["url"]) as proxy:
+        yield proxy, proxy.url
+
+
+class Command(Drill):
+    """Something is stopped by a command of the user's: a replica, the cache store."""
+
+    def __init__(self, name: str, expectation: str, stop: str, start: str = ""):
+        super().__init__(name, expectation)
+        self.stop, self.start = stop, start
+
+    def missing(self, setting: Setting) -> str:
+        """Return why this drill cannot run."""
+        return "" if self.stop in setting.commands else f"no command given (--{self.stop}-command)"
+
+    def run(self, setting: Setting) -> Verdict:
+        """Run the drill."""
+        back = setting.commands.get(self.start) if self.start else None
+        records = run_steady(
+            setting,
+            setting.config["url"],
+            at=lambda: _shell(self.stop, setting.commands[self.stop], setting.part_s),
+            back=(lambda: _shell(self.start, back, setting.part_s)) if back else None,
+        )
+        parts = Parts(records, setting.part_s)
+        check = Check()
+        check.usual(parts, setting)
+        count, n = failed(parts.during), len(parts.during)
+        check.that(count <= setting.tolerate * n, f"during: {count} of {n} steady requests failed")
+        good = "passed" if check.good else "failed"
+        return Verdict(self.name, self.expectation, good, check.evidence, parts.numbers())
+
+
+def _shell(name: str, command: str, limit_s: float) -> None:
+    try:
+        subprocess.run(command, shell=True, check=True, capture_output=True, text=True, timeout=max(5.0, limit_s))
+    except subprocess.SubprocessError as error:
+        text = getattr(error, "stderr", None) or str(error)
+        raise UsageError(
+            f"the command failed: {str(text).strip()[:200]}", field=f"--{name}-command", value=command
+        ) from error
+
+
+DRILLS: dict[str, Drill] = {
+    d.name: d
+    for d in (
+        BadInput("corrupted-image", "each gets a 4xx, steady traffic is untouched", "corrupted-image"),
+        BadInput("truncated-image", "each gets a 4xx, steady traffic is untouched", "truncated-image"),
+        BadInput("not-an-image", "each gets a 4xx, steady traffic is untouched", "not-an-image"),
+        BadInput("oversized-prompt", "each gets a 4xx, steady traffic is untouched", "oversized-prompt"),
+        BadInput("contradiction", "each is answered, steady traffic is untouched", "contradiction", refused=False),
+        Upstream("upstream-slow", "slow while it lasts, back after", Fault("slow", delay_s=1.0), (Kind.OK, 200)),
+        Upstream("upstream-429", "429 while it lasts, back after", Fault("status", status=429), (Kind.STATUS, 429)),
+        Upstream(
+            "upstream-500", "500 while it lasts, back after", Fault("status", 0.5, status=500), (Kind.STATUS, 500)
+        ),
+        Upstream("upstream-cut", "cut replies are errors, back after", Fault("cut", 0.5, after=120), (Kind.CUT, 0)),
+        Command("replica-killed", "the others take over, and it comes back", "kill"),
+        Command("cache-gone", "requests are answered without the cache", "cache-stop", "cache-start"),
+    )
+}
+
+
+def rehearse(names: list[str], setting: Setting, tell: Callable[[Verdict], None] = lambda v: None) -> list[Verdict]:
+    """Run drills one after another.
+
+    Raises:
+        UsageError: an unknown drill, or a server that is not usable.
+    """
+    for name in names:
+        if name not in DRILLS:
+            raise UsageError("unknown drill", field="--drill", value=name, fix=f"use {', '.join(DRILLS)}")
+    found = []
+    for name in names:
+        drill = DRILLS[name]
+        reason = drill.missing(setting)
+        verdict = Verdict(name, drill.expectation, "skipped", [reason]) if reason else drill.run(setting)
+        found.append(verdict)
+        tell(verdict)
+    return found
