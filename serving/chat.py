@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from serving.errors import ApiError
-from serving.exchange import Exchange, exchange_of
+from serving.exchange import Exchange, content_type, exchange_of
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -30,21 +30,24 @@ class ChatEndpoint:
 
     Args:
         state: vLLM's app state (`openai_serving_chat` and friends).
-        choices: largest `n` of one request.
         image_tokens: prompt tokens of an image of (width, height) pixels.
     """
 
-    def __init__(self, state: Any, choices: int, image_tokens: Callable[[int, int], int]):
+    def __init__(self, state: Any, image_tokens: Callable[[int, int], int]):
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
         from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
-        self.state, self.choices, self.image_tokens = state, choices, image_tokens
+        self.state, self.image_tokens = state, image_tokens
         self.request_type, self.error_type = ChatCompletionRequest, ErrorResponse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         from starlette.requests import Request
 
         exchange = exchange_of(scope)
+        if (
+            content_type(scope) != "application/json"
+        ):  # a web page of anybody may send the other types to a loopback address
+            raise ApiError(400, "Send the body with `content-type: application/json`.", kind="bad_content_type")
         await receive()  # the body, which the exchange has
         request = self._validate(exchange)
         raw = Request(scope)
@@ -72,22 +75,21 @@ class ChatEndpoint:
         from pydantic import ValidationError
 
         body = exchange.json()
-        count = body.get("n")
-        if isinstance(count, int) and count > self.choices:
-            raise ApiError(400, f"n is {count}; the limit is {self.choices}.", kind="n_too_large", param="n")
-        if exchange.pictures:
-            _replace_urls(body)
+        _replace_urls(body, exchange)
         try:
             request = self.request_type.model_validate(body)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
-            raise ApiError(400, f"{where}: {first['msg']}" if where else first["msg"], kind="bad_field", param=where or None) from error
+            raise ApiError(
+                400, f"{where}: {first['msg']}" if where else first["msg"], kind="bad_field", param=where or None
+            ) from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-            raise ApiError(400, f"The request is not valid: {str(error)[:300] or type(error).__name__}.", kind="bad_field") from error
-        if exchange.pictures:
-            _place_pictures(request.messages, exchange)
-            exchange.image_tokens = sum(self.image_tokens(p.width, p.height) for p in exchange.pictures)
+            raise ApiError(
+                400, f"The request is not valid: {str(error)[:300] or type(error).__name__}.", kind="bad_field"
+            ) from error
+        _place_pictures(request.messages, exchange)
+        exchange.image_tokens = sum(self.image_tokens(p.width, p.height) for p in exchange.pictures)
         return request
 
     async def _answer(self, request: Any, raw: Any, exchange: Exchange, send: Send) -> None:
@@ -97,6 +99,11 @@ class ChatEndpoint:
             result = await self.state.openai_serving_chat.create_chat_completion(request, raw)
         except ApiError:
             raise
+        except (RecursionError, KeyError, AttributeError, AssertionError, IndexError) as error:
+            # a shape that validation let through and vLLM's rendering did not expect; the engine has errors of its own
+            logger.warning("request %s refused: %s", exchange.request_id, type(error).__name__, exc_info=True)
+            text = f"{type(error).__name__}: {str(error)[:200]}"
+            raise ApiError(400, f"The request is not valid: {text}.", kind="bad_field") from error
         except Exception as error:
             result = create_error_response(error)
             if result.error.code >= 500:
@@ -132,25 +139,24 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-def _replace_urls(body: dict[str, Any]) -> None:
+_STAND_IN = "data:,"
+
+
+def _replace_urls(body: dict[str, Any], exchange: Exchange) -> None:
     """Put a short stand-in for every screened image, so that validation does not walk megabytes of base64."""
-    for message in body["messages"]:
-        content = message.get("content") if isinstance(message, dict) else None
-        for part in content if isinstance(content, list) else ():
-            if isinstance(part, dict) and "image_url" in part:
-                part["type"], part["image_url"] = "image_url", {"url": "data:,"}
-            elif isinstance(part, dict) and part.get("type") == "image":
-                raise ApiError(400, "Write an image of a chat message as an image_url part.", kind="bad_image_url")
+    for message, part in exchange.places:
+        body["messages"][message]["content"][part] = {"type": "image_url", "image_url": {"url": _STAND_IN}}
 
 
 def _place_pictures(messages: list[Any], exchange: Exchange) -> None:
-    """Replace the stand-ins by vLLM's own picture parts; the pixel digest serves as the picture's id."""
-    pictures = iter(exchange.pictures)
-    for message in messages:
-        content = message.get("content") if isinstance(message, dict) else None
-        if not isinstance(content, list):
-            continue
-        for index, part in enumerate(content):
-            if isinstance(part, dict) and "image_url" in part:
-                picture = next(pictures)
-                content[index] = {"type": "image_pil", "image_pil": picture.image, "uuid": picture.digest}
+    """Replace the stand-ins by vLLM's own picture parts; the pixel digest serves as the picture's id.
+
+    Raises:
+        ApiError: 400, validation did not take the message's content as a list of parts.
+    """
+    for (message, part), picture in zip(exchange.places, exchange.pictures, strict=True):
+        content = messages[message]["content"]
+        if not isinstance(content, list) or content[part]["image_url"]["url"] != _STAND_IN:
+            where = f"messages[{message}].content"
+            raise ApiError(400, f"{where} is not a list of text and image parts.", kind="bad_field", param=where)
+        content[part] = {"type": "image_pil", "image_pil": picture.image, "uuid": picture.digest}

@@ -23,7 +23,9 @@ class ApiError(Exception):
         retry_after: seconds for the Retry-After header.
     """
 
-    def __init__(self, status: int, message: str, *, kind: str, param: str | None = None, retry_after: int | None = None):
+    def __init__(
+        self, status: int, message: str, *, kind: str, param: str | None = None, retry_after: int | None = None
+    ):
         super().__init__(message)
         self.status, self.message, self.kind, self.param, self.retry_after = status, message, kind, param, retry_after
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from serving.media import Picture
 
 KEY = "fovea"
+DEEPEST = 128
+"""Deepest nesting of a body: far more than any request needs, and less than what recursive code behind us stands."""
+FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 
 
 @dataclass(slots=True)
@@ -31,6 +34,7 @@ class Exchange:
         started: `time.perf_counter()` when the request entered.
         body: raw request body, set once it was read.
         pictures: screened images in the order of the request.
+        places: for each picture of a chat message, the index of the message and of the part in its content.
         image_tokens: prompt tokens that the pictures take, by the model's own rule.
         error_kind: why the request failed, a word of bounded cardinality (metrics label), or None.
         notes: what layers of other issues leave for one another.
@@ -40,6 +44,7 @@ class Exchange:
     started: float = field(default_factory=time.perf_counter)
     body: bytes | None = None
     pictures: list[Picture] = field(default_factory=list)
+    places: list[tuple[int, int]] = field(default_factory=list)
     image_tokens: int = 0
     error_kind: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
@@ -49,7 +54,7 @@ class Exchange:
         """Return the parsed body, a mapping.
 
         Raises:
-            ApiError: 400, the body is not a JSON object.
+            ApiError: 400, the body is not a JSON object in UTF-8, or is nested too deeply.
         """
         if self._json is None:
             try:
@@ -58,12 +63,16 @@ class Exchange:
                 raise ApiError(400, f"The body is not valid JSON: {error}.", kind="bad_json") from error
             if not isinstance(parsed, dict):
                 raise ApiError(400, "The body must be a JSON object.", kind="bad_json")
+            opened = (self.body or b"").count(b"{") + (self.body or b"").count(b"[")  # no body is deeper than that
+            if opened > DEEPEST and _deeper_than(parsed, DEEPEST):
+                raise ApiError(400, f"The body is nested deeper than {DEEPEST} levels.", kind="bad_json")
             self._json = parsed
         return self._json
 
     def replace_body(self, value: dict[str, Any]) -> None:
         """Replace the body by `value`; what comes after sees the new one."""
-        self._json, self.body = value, orjson.dumps(value)
+        self.body = orjson.dumps(value)
+        self._json = value
 
     def replay(self, receive: Receive) -> Receive:
         """Return a `receive` that first gives the body that was read, then what the client does (disconnect)."""
@@ -77,6 +86,24 @@ class Exchange:
             return {"type": "http.request", "body": self.body, "more_body": False}
 
         return replayed
+
+
+def _deeper_than(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value
+    return any(levels <= 1 or _deeper_than(item, levels - 1) for item in inner if isinstance(item, dict | list))
+
+
+def api_path(scope: Scope) -> str:
+    """Return the path below the route prefix, as starlette's routing sees it."""
+    path: str = scope["path"]
+    prefix: str = scope.get("root_path", "")
+    return path.removeprefix(prefix) if prefix and path.startswith(f"{prefix}/") else path
+
+
+def content_type(scope: Scope) -> str:
+    """Return the media type that the request declares, without parameters; empty if it declares none."""
+    declared = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
+    return str(declared.split(b";")[0].strip().lower().decode("latin-1"))
 
 
 def exchange_of(scope: Scope) -> Exchange:

@@ -61,11 +61,18 @@ class Metrics:
     """All series; one instance per process, because prometheus_client's registry is per process."""
 
     def __init__(self) -> None:
-        self.requests = Counter("fovea_requests_total", "Requests by model, route and status class.", ["model", "route", "status"])
+        self.requests = Counter(
+            "fovea_requests_total", "Requests by model, route and status class.", ["model", "route", "status"]
+        )
         self.errors = Counter("fovea_errors_total", "Failed requests by kind.", ["model", "route", "kind"])
-        self.seconds = Histogram("fovea_request_seconds", "From entry to the end of the answer.", ["model", "route"], buckets=SECONDS)
+        self.seconds = Histogram(
+            "fovea_request_seconds", "From entry to the end of the answer.", ["model", "route"], buckets=SECONDS
+        )
         self.first = Histogram(
-            "fovea_first_byte_seconds", "From entry to the first byte of the answer (TTFT of a stream).", ["model", "route"], buckets=SECONDS
+            "fovea_first_byte_seconds",
+            "From entry to the first byte of the answer (TTFT of a stream).",
+            ["model", "route"],
+            buckets=SECONDS,
         )
         self.images = Counter("fovea_images_total", "Images that passed screening.", ["model"])
         self.image_tokens = Counter("fovea_image_tokens_total", "Prompt tokens that those images took.", ["model"])

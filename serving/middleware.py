@@ -1,8 +1,8 @@
 """Ray Serve's own hook in front of every replica: requests go straight to the replica's app.
 
 Ray's listener wraps each request in bookkeeping of its own (a task that reads ahead, a queue, context variables,
-metrics, an access log).  Our layers do what of that is needed: ids, timing, limits, disconnects, draining.  Ray's probes
-(`/-/...`) still go Ray's way.  docs/benchmarks.md has what this saves.
+metrics, an access log).  Our layers do what of that is needed: ids, timing, limits, disconnects, draining.  Ray's
+probes (`/-/...`) still go Ray's way.  docs/benchmarks.md has what this saves.
 """
 
 from __future__ import annotations

@@ -10,12 +10,15 @@ import base64
 import contextlib
 import io
 import logging
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from serving.engine import image_token_counter, start_engine
+from serving.errors import ApiError
+from serving.exchange import api_path
 from serving.layers import build_layers
 from serving.layers.admit import Admit
 from serving.layers.screen import CHAT
@@ -46,7 +49,7 @@ class Replica:
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Start the engine, answer one image through the whole path, and return the app (called once by Ray Serve)."""
-        self.engine = await start_engine(self.model)
+        self.engine = await start_engine(self.model, self.stack.media)
         self.peers = await Peers.start(self.model.name) if self.stack.metrics else None
         self.router = Router(self.engine, self.stack, self.model.name, self.peers)
         app = build_layers(self.router, self.stack, self.model)
@@ -79,22 +82,31 @@ class Replica:
             self.engine.shutdown()
 
 
+# vLLM's client API. Its app has more, which is for operators (scaling, profiling, adapters) or takes tensors and files
+# that are not screened (`/inference/v1/generate`); whoever can reach the port must not reach those.
+SERVED = re.compile(
+    r"/v1/(chat/completions(/batch)?|completions|responses(/[^/]+(/cancel)?)?|messages(/count_tokens)?|models(/.+)?"
+    r"|embeddings|score|rerank|audio/(transcriptions|translations))"
+    r"|/v2/(embed|rerank)|/(pooling|classify|score|rerank|tokenize|detokenize|load|ping|version|metrics/?)"
+    r"|/(docs|redoc)(/.*)?|/openapi\.json"
+)
+
+
 class Router:
     """Behind the layers: probes, metrics, the direct chat endpoint, and vLLM's own app for everything else."""
 
     def __init__(self, engine: Any, stack: Stack, name: str, peers: Peers | None):
         from serving.chat import ChatEndpoint
-        from serving.stack import Limits
 
         self.engine, self.name, self.peers, self.app = engine, name, peers, engine.app
-        self.chat = ChatEndpoint(engine.app.state, (stack.limits or Limits()).choices, image_token_counter(engine))
+        self.chat = ChatEndpoint(engine.app.state, image_token_counter(engine))
         self.canary: Canary | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = api_path(scope)
         if path == CHAT and scope["method"] == "POST":
             await self.chat(scope, receive, send)
             if self.canary is not None and scope["fovea"].pictures and not scope["fovea"].error_kind:
@@ -106,8 +118,10 @@ class Router:
             await self.canary.report(send)
         elif path == "/metrics" and self.peers is not None:
             await _text(send, 200, await self.peers.metrics())
-        else:
+        elif SERVED.fullmatch(path):
             await self.app(scope, receive, send)
+        else:
+            raise ApiError(404, f"Nothing is served at {path[:80]!r}.", kind="not_found")
 
     async def _health(self, send: Send) -> None:
         try:

@@ -7,6 +7,7 @@ chart's values embed the same structure.
 from __future__ import annotations
 
 import difflib
+import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -18,12 +19,14 @@ from models.support.errors import UsageError
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "models" / "embedded"
 EMBEDDED_NAMES = ("qwen2_5_vl", "paligemma")
+RESERVED = ("v1", "health", "ready", "metrics")
+"""First parts of paths that the front of a stack with several models answers itself."""
 
 
 class Section(BaseModel):
     """A part of the stack file: closed, so that a typo is an error."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Listen(Section):
@@ -42,7 +45,9 @@ class Listen(Section):
         except ValueError:
             local = self.host == "localhost"
         if not local and not self.public:
-            raise ValueError(f"host {self.host!r} is not loopback; set `public: true` if it shall be open to the network")
+            raise ValueError(
+                f"host {self.host!r} is not loopback; set `public: true` if it shall be open to the network"
+            )
         return self
 
 
@@ -50,8 +55,11 @@ class Limits(Section):
     """What may enter (layer `admit`)."""
 
     body_bytes: int = Field(32 * 2**20, ge=1024, description="Largest request body, bytes.")
-    concurrent: int = Field(256, ge=1, description="Requests being answered by one replica; more get 503 and Retry-After.")
+    concurrent: int = Field(
+        256, ge=1, description="Requests being answered by one replica; more get 503 and Retry-After."
+    )
     choices: int = Field(8, ge=1, le=128, description="Largest `n` of one request.")
+    prompts: int = Field(128, ge=1, description="Most prompts or conversations in one request.")
     retry_after_s: int = Field(1, ge=1, description="Retry-After of a 503, seconds.")
     body_timeout_s: float = Field(30.0, gt=0, description="Time a client has to send its body, seconds; then 408.")
 
@@ -61,12 +69,20 @@ class Media(Section):
 
     images: int = Field(8, ge=0, description="Most images in one request.")
     image_bytes: int = Field(20 * 2**20, ge=1, description="Largest encoded image, bytes.")
-    image_pixels: int = Field(40_000_000, ge=1, description="Largest image, width x height, read from its header.")
+    image_pixels: int = Field(
+        40_000_000, ge=1, le=178_956_970, description="Largest image, width x height, read from its header."
+    )
+    pixels_inside: int = Field(
+        400_000_000,
+        ge=1,
+        description="Pixels of decoded images (3 bytes each) that all requests in a replica may hold; more get 503.",
+    )
     aspect_ratio: float = Field(
         100.0, ge=1, description="Largest long side / short side; Qwen2.5-VL's resizing cannot handle more than 200."
     )
     url_hosts: list[str] = Field(
-        default_factory=list, description="Hosts that http(s) image URLs may name. None by default. Redirects are not followed."
+        default_factory=list,
+        description="Hosts that http(s) image URLs may name. None by default. Redirects are not followed.",
     )
     url_private: bool = Field(False, description="Allow `url_hosts` that resolve to private or loopback addresses.")
     url_timeout_s: float = Field(5.0, gt=0, description="Time to fetch one image URL, seconds.")
@@ -75,7 +91,7 @@ class Media(Section):
     @classmethod
     def _bare_hosts(cls, hosts: list[str]) -> list[str]:
         for host in hosts:
-            if not host or "/" in host or ":" in host or "*" in host:
+            if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", host):
                 raise ValueError(f"{host!r} is not a bare host name; write it without scheme, port, path or wildcard")
         return [host.casefold() for host in hosts]
 
@@ -83,14 +99,18 @@ class Media(Section):
 class Ready(Section):
     """The readiness probe: a real one-token image answer through the whole path."""
 
-    within_s: float = Field(30.0, gt=0, description="`/ready` is 200 when an image was answered this recently, seconds.")
+    within_s: float = Field(
+        30.0, gt=0, description="`/ready` is 200 when an image was answered this recently, seconds."
+    )
 
 
 class Model(Section):
     """One model: a Ray Serve application on its own route prefix."""
 
     name: str = Field(description="Name that clients put into `model`.", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
-    source: str = Field(description="`embedded:qwen2_5_vl`, `embedded:paligemma`, a folder, or a Hugging Face hub id.")
+    source: str = Field(
+        min_length=1, description="`embedded:qwen2_5_vl`, `embedded:paligemma`, a folder, or a Hugging Face hub id."
+    )
     revision: str | None = Field(None, description="Hub revision (commit) to load.")
     route_prefix: str | None = Field(None, description="HTTP prefix of this model's own API; `/NAME` if not set.")
     replicas: int = Field(1, ge=1, le=256, description="Number of replicas, each with an engine of its own.")
@@ -100,13 +120,17 @@ class Model(Section):
     images_per_prompt: int = Field(4, ge=0, description="Most images in one prompt (vLLM's limit_mm_per_prompt).")
     gpus: float = Field(0, ge=0, description="GPUs per replica; 0 serves on CPU.")
     cpu_kv_cache_gib: int = Field(1, ge=1, description="KV cache of one replica on CPU, GiB.")
-    engine_args: dict[str, Any] = Field(default_factory=dict, description="More vLLM engine arguments, by their field name.")
+    engine_args: dict[str, Any] = Field(
+        default_factory=dict, description="More vLLM engine arguments, by their field name."
+    )
 
     @field_validator("route_prefix")
     @classmethod
     def _prefix(cls, prefix: str | None) -> str | None:
-        if prefix is not None and (not prefix.startswith("/") or prefix.endswith("/") or prefix.startswith("/v1")):
-            raise ValueError(f"{prefix!r} must start with `/`, not end with it, and not begin with `/v1`")
+        if prefix is not None and not re.fullmatch(r"(/[A-Za-z0-9_][A-Za-z0-9._-]*)+", prefix):
+            raise ValueError(
+                f"{prefix!r} must be a path like `/name`: letters, digits, `.`, `_` and `-`, no `/` at its end"
+            )
         return prefix
 
     @property
@@ -125,12 +149,22 @@ class Model(Section):
             name = self.source.removeprefix("embedded:")
             folder = EMBEDDED / name
             if name not in EMBEDDED_NAMES or not (folder / "config.json").exists():
-                raise UsageError("no such embedded model", field="models.source", value=self.source, fix=f"use one of {EMBEDDED_NAMES}")
+                raise UsageError(
+                    "no such embedded model",
+                    field="models.source",
+                    value=self.source,
+                    fix=f"use one of {EMBEDDED_NAMES}",
+                )
             return str(folder)
         if self.source.startswith(("/", "./", "../", "~")):
             folder = Path(self.source).expanduser().resolve()
             if not (folder / "config.json").exists():
-                raise UsageError("no checkpoint (config.json) in that folder", field="models.source", value=self.source, fix="name a checkpoint folder")
+                raise UsageError(
+                    "no checkpoint (config.json) in that folder",
+                    field="models.source",
+                    value=self.source,
+                    fix="name a checkpoint folder",
+                )
             return str(folder)
         return self.source
 
@@ -140,7 +174,9 @@ class Stack(Section):
 
     listen: Listen = Field(default_factory=Listen, description="Where the stack answers.")
     models: list[Model] = Field(min_length=1, description="What it serves.")
-    limits: Limits | None = Field(default_factory=Limits, description="Size and concurrency limits; null switches them off.")
+    limits: Limits | None = Field(
+        default_factory=Limits, description="Size and concurrency limits; null switches them off."
+    )
     media: Media | None = Field(default_factory=Media, description="Image screening; null passes media on unchecked.")
     metrics: bool = Field(True, description="Count and time requests, and serve `/metrics`.")
     ready: Ready = Field(default_factory=Ready, description="Readiness probe.")
@@ -148,11 +184,41 @@ class Stack(Section):
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
-        for what, values in (("name", [m.name for m in self.models]), ("route_prefix", [m.prefix for m in self.models])):
+        for what, values in (
+            ("name", [m.name for m in self.models]),
+            ("route_prefix", [m.prefix for m in self.models]),
+        ):
             twice = sorted({v for v in values if values.count(v) > 1})
             if twice:
                 raise ValueError(f"models: {what} {twice[0]!r} is used twice; give each model its own")
+        if len(self.models) > 1:
+            prefixes = [model.prefix for model in self.models]
+            for model in self.models:
+                first = model.prefix.split("/")[1]
+                if first in RESERVED or model.name == "front":
+                    raise ValueError(f"models: {model.name!r} ({model.prefix}) is taken by the stack itself; rename it")
+                inside = [other for other in prefixes if model.prefix.startswith(f"{other}/")]
+                if inside:
+                    raise ValueError(
+                        f"models: route_prefix {model.prefix!r} lies inside {inside[0]!r}; give each its own"
+                    )
         return self
+
+
+class _NoTwins(yaml.SafeLoader):
+    """YAML's safe loader, but a key that stands twice is an error instead of the last one winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping; refuse twins."""
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key {key.value!r} stands twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def load_stack(path: Path | str) -> Stack:
@@ -162,11 +228,15 @@ def load_stack(path: Path | str) -> Stack:
         UsageError: the file cannot be read, is not YAML, or has a field that is wrong; the field is named.
     """
     try:
-        data = yaml.safe_load(Path(path).read_text("utf-8"))
+        data = yaml.load(Path(path).read_text("utf-8"), _NoTwins)
     except OSError as error:
-        raise UsageError(f"cannot read the stack file: {error.strerror}", field=str(path), fix="name an existing file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"not YAML: {' '.join(str(error).split())}", field=str(path)) from error
+        raise UsageError(
+            f"cannot read the stack file: {error.strerror}", field=str(path), fix="name an existing file"
+        ) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"not YAML: {' '.join(str(error).split())}", field=str(path), fix="mend the file there"
+        ) from error
     if not isinstance(data, dict):
         raise UsageError("must be a mapping with the key `models`", field=str(path), value=type(data).__name__)
     return parse_stack(data, str(path))

@@ -7,10 +7,10 @@ waits in a queue that the client cannot see.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from serving.errors import ApiError
-from serving.exchange import exchange_of
+from serving.exchange import FORMS, content_type, exchange_of
 from serving.stack import Limits
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ class Admit:
                 exchange = exchange_of(scope)
                 exchange.body = await self._read(scope, receive)
                 receive = exchange.replay(receive)
+                if self.limits is not None and exchange.body and content_type(scope) not in FORMS:
+                    check_answers(exchange.json(), self.limits)
             await self.app(scope, receive, send)
         finally:
             gate.leave()
@@ -84,31 +86,50 @@ class Admit:
         """
         for name, value in scope["headers"]:
             if name == b"content-length" and value.isdigit():
-                self._check(int(value))
-        message = await self._next(receive)
-        body = message.get("body", b"")
-        self._check(len(body))
-        if not message.get("more_body"):
-            return body
-        chunks, size = [body], len(body)
-        while message.get("more_body"):
-            message = await self._next(receive)
-            chunk = message.get("body", b"")
+                self._check(int(value[:18]))
+        try:
+            async with asyncio.timeout(self.patience):
+                return await self._chunks(receive)
+        except TimeoutError as error:
+            raise ApiError(408, f"The body did not arrive within {self.patience:g} s.", kind="slow_body") from error
+
+    async def _chunks(self, receive: Receive) -> bytes:
+        chunks, size, more = [], 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ApiError(499, "The client closed the connection.", kind="client_left")
+            chunk, more = message.get("body", b""), message.get("more_body", False)
             size += len(chunk)
             self._check(size)
             chunks.append(chunk)
         return b"".join(chunks)
 
-    async def _next(self, receive: Receive) -> dict:
-        try:
-            async with asyncio.timeout(self.patience):
-                message = await receive()
-        except TimeoutError as error:
-            raise ApiError(408, f"The body did not arrive within {self.patience:g} s.", kind="slow_body") from error
-        if message["type"] == "http.disconnect":
-            raise ApiError(499, "The client closed the connection.", kind="client_left")
-        return dict(message)
-
     def _check(self, size: int) -> None:
         if self.largest is not None and size > self.largest:
-            raise ApiError(413, f"The body has {size} bytes or more; the limit is {self.largest}.", kind="body_too_large")
+            raise ApiError(
+                413, f"The body has {size} bytes or more; the limit is {self.largest}.", kind="body_too_large"
+            )
+
+
+def check_answers(body: dict[str, Any], limits: Limits) -> None:
+    """Refuse a request for too many answers: `n`, or prompts (completions) and conversations (batch) at once.
+
+    Raises:
+        ApiError: 400.
+    """
+    for key in ("n", "best_of"):
+        try:
+            count = float(body.get(key) or 0)  # validation takes "9" and 9.0 for 9
+        except (TypeError, ValueError, OverflowError):
+            continue  # no number: validation says so
+        if count > limits.choices:
+            raise ApiError(400, f"{key} is {count:g}; the limit is {limits.choices}.", kind="n_too_large", param=key)
+    for key in ("prompt", "messages", "input", "inputs", "documents", "queries"):
+        value = body.get(key)
+        if not isinstance(value, list) or len(value) <= limits.prompts:
+            continue
+        batch = not isinstance(value[0], int) and not (isinstance(value[0], dict) and key in ("messages", "input"))
+        if batch:  # one prompt of many token ids, or one long conversation, is not
+            text = f"{key} has {len(value)} entries; the limit is {limits.prompts}."
+            raise ApiError(400, text, kind="too_many_prompts", param=key)

@@ -32,23 +32,23 @@ class Record:
         self.metrics = METRICS.for_model(model.name) if stack.metrics else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http":  # nothing to time; the layer behind decides
             await self.app(scope, receive, send)
             return
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         request_id = given.decode() if _ID.fullmatch(given) else uuid.uuid4().hex
         exchange = scope[KEY] = Exchange(request_id)
         status = 0
-        first = last = 0.0
+        first = 0.0
 
         async def timed(message: Message) -> None:
-            nonlocal status, first, last
+            nonlocal status, first
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
-            elif message.get("body"):
-                last = time.perf_counter()
-                first = first or last
+                kept = [header for header in message.get("headers", ()) if header[0] != b"x-request-id"]
+                message["headers"] = [*kept, (b"x-request-id", request_id.encode())]
+            elif not first and message.get("body"):
+                first = time.perf_counter()
             await send(message)
 
         try:

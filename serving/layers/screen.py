@@ -1,7 +1,8 @@
 """What a request carries: every image is fetched, judged, decoded and cleaned before the engine sees it.
 
 The decoded pictures are kept in the exchange, so that nothing decodes them again; a request for another endpoint than
-chat completions is rewritten to carry the cleaned pictures.
+chat completions is rewritten to carry the cleaned pictures.  What vLLM loads all the same goes through
+serving/connector.py, so that a spelling that is not known here is screened too.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from serving.errors import ApiError
-from serving.exchange import exchange_of
+from serving.exchange import FORMS, api_path, content_type, exchange_of
 from serving.fetch import fetch_image
 from serving.media import SMALL_PIXELS, Picture, decode, decode_data_uri, open_header
 
 if TYPE_CHECKING:
+    from PIL import Image
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from serving.stack import Media, Model, Stack
@@ -28,43 +30,105 @@ CHAT = "/v1/chat/completions"
 
 @dataclass(slots=True)
 class Found:
-    """One image of a request: where it stands, what it says, and how to put a clean data URI in its place."""
+    """One image of a request.
+
+    Attributes:
+        param: where it stands, for messages.
+        url: what it says.
+        put: puts a clean data URI in its place.
+        place: index of the message and of the part in its content, for an image of a plain chat message.
+    """
 
     param: str
     url: str
     put: Callable[[str], None]
+    place: tuple[int, int] | None = None
 
 
 class Screen:
     """See the module's docstring."""
+
+    held = 0
+    """Pixels of decoded pictures that running requests hold, in this process."""
 
     def __init__(self, app: ASGIApp, stack: Stack, model: Model):
         assert stack.media is not None
         self.app, self.limits = app, stack.media
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST":
-            exchange = exchange_of(scope)
-            if exchange.body and (b'"content"' in exchange.body or b'"input"' in exchange.body or b"\\u" in exchange.body):
-                found = find_images(exchange.json())
-                if len(found) > self.limits.images:
-                    raise ApiError(
-                        400,
-                        f"The request has {len(found)} images; the limit is {self.limits.images}.",
-                        kind="too_many_images",
-                        param=found[self.limits.images].param,
-                    )
-                if found:
-                    exchange.pictures = [await screen(item, self.limits) for item in found]
-                    if not scope["path"].endswith(CHAT):
-                        for item, picture in zip(found, exchange.pictures, strict=True):
-                            item.put(await asyncio.to_thread(as_png_uri, picture))
-                        exchange.replace_body(exchange.json())
-        await self.app(scope, receive, send)
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": "Only HTTP is served here."})
+            return
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        exchange = exchange_of(scope)
+        direct = api_path(scope) == CHAT
+        # a form is an upload of audio; vLLM's JSON endpoints refuse it, and so does ours
+        if not exchange.body or (content_type(scope) in FORMS and not direct):
+            await self.app(scope, receive, send)
+            return
+        found = self._find(exchange.json())
+        if not found:
+            await self.app(scope, receive, send)
+            return
+        taken = 0
+        try:
+            for item in found:
+                image, size = await header_of(item, self.limits)
+                pixels = image.width * image.height
+                self._hold(pixels)
+                taken += pixels
+                exchange.pictures.append(await decoded(image, size, item.param))
+            if direct:
+                exchange.places = [place_of(item) for item in found]
+            else:
+                for item, picture in zip(found, exchange.pictures, strict=True):
+                    item.put(await asyncio.to_thread(as_png_uri, picture))
+                exchange.replace_body(exchange.json())
+            await self.app(scope, receive, send)
+        finally:
+            Screen.held -= taken
+
+    def _find(self, body: dict[str, Any]) -> list[Found]:
+        for key in _OVERRIDES:
+            if body.get(key):
+                raise ApiError(
+                    400, f"{key} is not served here: it would undo the limits on images.", kind="not_served", param=key
+                )
+        found = find_images(body)
+        if len(found) > self.limits.images:
+            raise ApiError(
+                400,
+                f"The request has {len(found)} images; the limit is {self.limits.images}.",
+                kind="too_many_images",
+                param=found[self.limits.images].param,
+            )
+        return found
+
+    def _hold(self, pixels: int) -> None:
+        if Screen.held and Screen.held + pixels > self.limits.pixels_inside:
+            raise ApiError(
+                503, "Running requests hold too many pixels. Try again in 1 s.", kind="overloaded", retry_after=1
+            )
+        Screen.held += pixels
+
+
+_OVERRIDES = ("mm_processor_kwargs", "media_io_kwargs")
 
 
 async def screen(item: Found, limits: Media) -> Picture:
     """Return one image of a request as a clean picture.
+
+    Raises:
+        ApiError: 400 or 413, with the part at fault.
+    """
+    image, size = await header_of(item, limits)
+    return await decoded(image, size, item.param)
+
+
+async def header_of(item: Found, limits: Media) -> tuple[Image.Image, int]:
+    """Return an image whose header was accepted, not decoded yet, and its encoded size in bytes.
 
     Raises:
         ApiError: 400 or 413, with the part at fault.
@@ -81,10 +145,34 @@ async def screen(item: Found, limits: Media) -> Picture:
             kind="bad_image_url",
             param=item.param,
         )
-    image = open_header(data, limits, item.param)
+    return open_header(data, limits, item.param), len(data)
+
+
+async def decoded(image: Image.Image, size: int, param: str) -> Picture:
+    """Decode an accepted image, in a thread if it is large.
+
+    Raises:
+        ApiError: 400 or 413, with the part at fault.
+    """
     if image.width * image.height <= SMALL_PIXELS:
-        return decode(image, len(data), item.param)
-    return await asyncio.to_thread(decode, image, len(data), item.param)
+        return decode(image, size, param)
+    return await asyncio.to_thread(decode, image, size, param)
+
+
+def place_of(item: Found) -> tuple[int, int]:
+    """Return where an image of a chat request stands.
+
+    Raises:
+        ApiError: 400, it is not a part of a message's content.
+    """
+    if item.place is None:
+        raise ApiError(
+            400,
+            "Write an image of a chat message as an image_url part of its content.",
+            kind="bad_image_url",
+            param=item.param,
+        )
+    return item.place
 
 
 def as_png_uri(picture: Picture) -> str:
@@ -95,93 +183,118 @@ def as_png_uri(picture: Picture) -> str:
 
 
 def find_images(body: dict[str, Any]) -> list[Found]:
-    """Return the images of a chat-completions, responses, messages, tokenize or embeddings body, in order.
+    """Return the images of a request body, in order: every place where an endpoint of vLLM takes media from.
 
     Raises:
         ApiError: 400, a part that is none of text and image, or one whose image is not where it should be.
     """
     found: list[Found] = []
-    for key in ("messages", "input"):
-        entries = body.get(key)
-        if not isinstance(entries, list):
-            continue
-        for index, entry in enumerate(entries):
-            if not isinstance(entry, dict):
-                continue
-            where = f"{key}[{index}]"
-            _read_parts(entry.get("content"), f"{where}.content", found)
-            if isinstance(entry.get("type"), str) and entry["type"] in _READERS:
-                _read_part(entry, where, found)
+    for key in _ENTRIES:
+        value = body.get(key)
+        if isinstance(value, dict):
+            _read_entry(value, key, found, None)
+        elif isinstance(value, list):
+            _read_entries(value, key, found, 0 if key == "messages" else 1)
+    images = body.get("images")  # /v2/embed
+    for index, url in enumerate(images if isinstance(images, list) else ()):
+        if isinstance(url, str):
+            found.append(Found(f"images[{index}]", url, _setter(images, index)))
     return found
 
 
-def _read_parts(parts: Any, where: str, found: list[Found]) -> None:
-    if not isinstance(parts, list):
-        return
-    for index, part in enumerate(parts):
-        if not isinstance(part, dict):
-            continue
-        _read_part(part, f"{where}[{index}]", found)
-        if part.get("type") == "tool_result":
-            _read_parts(part.get("content"), f"{where}[{index}].content", found)
-
-
-def _read_part(part: dict[str, Any], where: str, found: list[Found]) -> None:
-    kind = part.get("type")
-    if isinstance(kind, str) and kind in _READERS:
-        found.append(_READERS[kind](part, where))
-        return
-    for key in _NOT_SERVED:
-        if kind == key or key in part:
-            raise ApiError(400, f"A part of type {key!r} is not served here; send text and images.", kind="not_served", param=where)
-    for key in ("image_url", "image"):
-        if key in part:  # vLLM also guesses the type from the key; screened all the same
-            found.append(_READERS["image_url" if key == "image_url" else "image"](part, where))
-            return
-
-
-_NOT_SERVED = (
-    "video_url", "video", "audio_url", "input_audio", "audio", "image_embeds", "audio_embeds", "image_pil",
-    "vision_chunk", "input_file", "file", "document", "prompt_embeds",
+_ENTRIES = (
+    "messages", "input", "inputs",
+    "query", "queries", "documents", "text_1", "text_2", "data_1", "data_2",  # scoring and ranking
 )  # fmt: skip
 
 
-def _chat_image(part: dict[str, Any], where: str) -> Found:
+def _read_entries(entries: list[Any], where: str, found: list[Found], depth: int) -> None:
+    """Read messages, items, or (a batch) lists of them; `depth` 0 is a plain chat's messages."""
+    for index, entry in enumerate(entries):
+        if isinstance(entry, dict):
+            _read_entry(entry, f"{where}[{index}]", found, index if depth == 0 else None)
+        elif isinstance(entry, list):
+            _read_entries(entry, f"{where}[{index}]", found, depth + 1)
+
+
+def _read_entry(entry: dict[str, Any], where: str, found: list[Found], index: int | None) -> None:
+    for key in ("content", "output"):
+        parts = entry.get(key)
+        if isinstance(parts, dict):
+            _read_part(parts, f"{where}.{key}", found, None)
+        elif isinstance(parts, list):
+            _read_parts(parts, f"{where}.{key}", found, index if key == "content" else None)
+    if "role" not in entry:  # not a message: a content part that stands alone
+        _read_part(entry, where, found, None)
+
+
+def _read_parts(parts: list[Any], where: str, found: list[Found], message: int | None) -> None:
+    for index, part in enumerate(parts):
+        if not isinstance(part, dict):
+            continue
+        _read_part(part, f"{where}[{index}]", found, None if message is None else (message, index))
+        inner = part.get("content")
+        if isinstance(inner, list):  # tool_result
+            _read_parts(inner, f"{where}[{index}].content", found, None)
+
+
+def _read_part(part: dict[str, Any], where: str, found: list[Found], place: tuple[int, int] | None) -> None:
+    kind = part.get("type")
+    loose = kind is None or part.get("uuid") is not None  # then vLLM goes by the keys
+    for key in _NOT_SERVED:
+        if kind == key or part.get(key) is not None or (loose and key in part):
+            raise ApiError(
+                400, f"A part of type {key!r} is not served here; send text and images.", kind="not_served", param=where
+            )
+    if kind == "image":
+        found.append(_messages_image(part, where))
+    elif kind in ("image_url", "input_image") or (kind is None and "image_url" in part):
+        found.append(_chat_image(part, where, place))
+    elif part.get("image_url") is not None or (loose and ("image_url" in part or "image" in part)):
+        raise ApiError(400, "An image part needs `type: image_url`.", kind="bad_image_url", param=where)
+
+
+_NOT_SERVED = (
+    "video_url", "video", "audio_url", "input_audio", "audio",
+    "image_embeds", "audio_embeds", "video_embeds", "image_pil", "vision_chunk",
+    "input_file", "file", "document", "prompt_embeds",
+)  # fmt: skip
+
+
+def _chat_image(part: dict[str, Any], where: str, place: tuple[int, int] | None) -> Found:
     value = part.get("image_url")
     if isinstance(value, dict) and isinstance(value.get("url"), str):
-
-        def put(uri: str) -> None:
-            value["url"] = uri
-
-        return Found(f"{where}.image_url.url", value["url"], put)
+        return Found(f"{where}.image_url.url", value["url"], _setter(value, "url"), place)
     if isinstance(value, str):
         part.setdefault("detail", "auto")  # optional in OpenAI's API, required by vLLM's model of it
-        return Found(f"{where}.image_url", value, lambda uri: part.__setitem__("image_url", uri))
-    raise ApiError(400, "An image_url part needs `image_url: {url: ...}`.", kind="bad_image_url", param=f"{where}.image_url")
+        return Found(f"{where}.image_url", value, _setter(part, "image_url"), place)
+    raise ApiError(
+        400, "An image_url part needs `image_url: {url: ...}`.", kind="bad_image_url", param=f"{where}.image_url"
+    )
 
 
 def _messages_image(part: dict[str, Any], where: str) -> Found:
-    """Anthropic's form: {"type": "image", "source": {"type": "base64", "media_type", "data"} | {"type": "url", "url"}}."""
+    """Anthropic's form: `source` is {"type": "base64", "media_type", "data"} or {"type": "url", "url"}."""
     source = part.get("source")
-    if isinstance(source, dict) and isinstance(source.get("data"), str):
 
-        def put(uri: str) -> None:
-            source.update(media_type="image/png", data=uri.partition(",")[2])
+    def put(uri: str) -> None:
+        part["source"] = {"type": "base64", "media_type": "image/png", "data": uri.partition(",")[2]}
 
-        declared = source.get("media_type")
-        media_type = declared if isinstance(declared, str) and len(declared) < 60 else "image/png"
-        return Found(f"{where}.source.data", f"data:{media_type};base64,{source['data']}", put)
-    if isinstance(source, dict) and isinstance(source.get("url"), str):
+    if isinstance(source, dict):
+        key = "url" if source.get("type") == "url" else "data"  # as vLLM decides
+        value = source.get(key)
+        if isinstance(value, str):
+            declared = source.get("media_type")
+            media_type = declared if isinstance(declared, str) and len(declared) < 60 else "image/png"
+            url = value if key == "url" else f"data:{media_type};base64,{value}"
+            return Found(f"{where}.source.{key}", url, put)
+    raise ApiError(
+        400, "An image part needs `source: {type: base64, data: ...}`.", kind="bad_image_url", param=f"{where}.source"
+    )
 
-        def put_url(uri: str) -> None:
-            part["source"] = {"type": "base64", "media_type": "image/png", "data": uri.partition(",")[2]}
 
-        return Found(f"{where}.source.url", source["url"], put_url)
-    raise ApiError(400, "An image part needs `source: {type: base64, data: ...}`.", kind="bad_image_url", param=f"{where}.source")
+def _setter(container: Any, key: str | int) -> Callable[[str], None]:
+    def put(value: str) -> None:
+        container[key] = value
 
-
-_READERS: dict[str, Callable[[dict[str, Any], str], Found]] = {
-    "image_url": _chat_image,
-    "input_image": _chat_image,
-    "image": _messages_image,
-}
+    return put
