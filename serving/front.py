@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import orjson
 
@@ -23,8 +24,23 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 HOP_BY_HOP = frozenset(
-    (b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"host", b"content-length")
+    (
+        b"connection",
+        b"keep-alive",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"host",
+        b"content-length",
+        b"expect",
+        b"proxy-authorization",
+        b"proxy-connection",
+    )
 )
+
+AUTOMATIC = ("accept", "accept-encoding", "content-type", "user-agent")
+"""Headers that aiohttp would add where the client sent none."""
 
 
 class Front:
@@ -69,12 +85,15 @@ class Forward:
             await _lifespan(receive, send)
             return
         if scope["type"] != "http":
-            raise ApiError(404, "Only HTTP is served here.", kind="not_found")
+            await send({"type": "websocket.close", "code": 1008, "reason": "Only HTTP is served here."})
+            return
         if self.session is None:
             import aiohttp
 
             self.session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None, connect=10), auto_decompress=False
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=aiohttp.ClientTimeout(total=None, connect=10),
+                auto_decompress=False,
             )
         path = scope["path"]
         if path in ("/health", "/ready"):
@@ -85,8 +104,11 @@ class Forward:
             await self._models(send)
         else:
             model = self._model_of(scope)
-            query = f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else ""
-            await self._pipe(scope["method"], self.prefixes[model] + path + query, scope, exchange_of(scope).body, receive, send)
+            # as the client wrote it: decoding and encoding again could make another path of it
+            raw = scope.get("raw_path") or quote(path).encode()
+            query = b"?" + scope["query_string"] if scope["query_string"] else b""
+            target = self.prefixes[model] + (raw.partition(b"?")[0] + query).decode("latin-1")
+            await self._pipe(scope["method"], target, scope, exchange_of(scope).body, receive, send)
 
     def _model_of(self, scope: Scope) -> str:
         """Return the model that a request is for.
@@ -98,16 +120,22 @@ class Forward:
         name = exchange.json().get("model") if exchange.body else None
         known = ", ".join(self.prefixes)
         if not isinstance(name, str):
-            raise ApiError(400, f"Say which model the request is for; this stack serves {known}.", kind="no_model", param="model")
+            raise ApiError(
+                400, f"Say which model the request is for; this stack serves {known}.", kind="no_model", param="model"
+            )
         if name not in self.prefixes:
-            raise ApiError(404, f"This stack does not serve {name[:80]!r}; it serves {known}.", kind="unknown_model", param="model")
+            raise ApiError(
+                404, f"This stack does not serve {name[:80]!r}; it serves {known}.", kind="unknown_model", param="model"
+            )
         return name
 
     async def _pipe(
         self, method: str, path: str, scope: Scope, body: bytes | None, receive: Receive, send: Send
     ) -> None:
         assert self.session is not None
-        headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in scope["headers"] if n not in HOP_BY_HOP]
+        drop = HOP_BY_HOP | {b"x-request-id"}
+        headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in scope["headers"] if n not in drop]
+        headers.append(("x-request-id", exchange_of(scope).request_id))  # one id on the whole way
         if body is not None:
             await receive()  # the body, which the exchange has
         work = asyncio.create_task(self._forward(method, path, headers, body, send))
@@ -124,14 +152,24 @@ class Forward:
                 work.cancel()
                 await asyncio.gather(work, return_exceptions=True)
 
-    async def _forward(self, method: str, path: str, headers: list[tuple[str, str]], body: bytes | None, send: Send) -> None:
+    async def _forward(
+        self, method: str, path: str, headers: list[tuple[str, str]], body: bytes | None, send: Send
+    ) -> None:
         import aiohttp
+        from yarl import URL
 
         assert self.session is not None
         started = False
         try:
-            async with self.session.request(method, self.base + path, headers=headers, data=body, allow_redirects=False) as answer:
-                kept = [(n.lower(), v) for n, v in answer.raw_headers if n.lower() not in HOP_BY_HOP and n.lower() != b"x-request-id"]
+            url = URL(self.base + path, encoded=True)
+            async with self.session.request(
+                method, url, headers=headers, data=body, allow_redirects=False, skip_auto_headers=AUTOMATIC
+            ) as answer:
+                kept = [
+                    (n.lower(), v)
+                    for n, v in answer.raw_headers
+                    if n.lower() not in HOP_BY_HOP and n.lower() != b"x-request-id"
+                ]
                 if answer.content_length is not None:
                     kept.append((b"content-length", str(answer.content_length).encode()))
                 await send({"type": "http.response.start", "status": answer.status, "headers": kept})
@@ -139,10 +177,12 @@ class Forward:
                 async for chunk in answer.content.iter_any():
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 await send({"type": "http.response.body", "body": b""})
-        except aiohttp.ClientError as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             if started:
                 raise
-            raise ApiError(503, "The model's application does not answer.", kind="model_unreachable", retry_after=1) from error
+            raise ApiError(
+                503, "The model's application does not answer.", kind="model_unreachable", retry_after=1
+            ) from error
 
     async def _models(self, send: Send) -> None:
         data = []
@@ -153,9 +193,10 @@ class Forward:
         await _json(send, 200, {"object": "list", "data": data})
 
     async def _probe(self, path: str, send: Send) -> None:
-        answers = {name: await self._get(prefix + path) for name, prefix in self.prefixes.items()}
+        found = await asyncio.gather(*(self._get(prefix + path) for prefix in self.prefixes.values()))
+        answers = dict(zip(self.prefixes, found, strict=True))
         ok = all(status == 200 for status, _ in answers.values()) and not Admit.gate.draining
-        states = {name: orjson.loads(body) if status in (200, 503) and body[:1] == b"{" else {"status": status} for name, (status, body) in answers.items()}
+        states = {name: _state(status, body) for name, (status, body) in answers.items()}
         await _json(send, 200 if ok else 503, {"status": "ok" if ok else "not ready", "models": states})
 
     async def _get(self, path: str) -> tuple[int, bytes]:
@@ -175,8 +216,19 @@ def bind_front(stack: Stack) -> Any:
 
     deployment: Any = serve.deployment(serve.ingress()(Front))
     return deployment.options(
-        name="front", max_ongoing_requests=100_000, ray_actor_options={"num_cpus": 1}, graceful_shutdown_timeout_s=stack.drain_s
+        name="front",
+        max_ongoing_requests=100_000,
+        ray_actor_options={"num_cpus": 1},
+        graceful_shutdown_timeout_s=stack.drain_s,
     ).bind(stack.model_dump(mode="json"))
+
+
+def _state(status: int, body: bytes) -> object:
+    """Return what a probe of a model said; HAProxy answers in HTML when there is no replica."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return {"status": f"no answer ({status})" if status else "no answer"}
 
 
 async def _left(receive: Receive) -> None:

@@ -84,7 +84,7 @@ def _label(line: bytes, replica: bytes) -> bytes:
     def add(match: re.Match[bytes]) -> bytes:
         name, labels = match.group(1), match.group(2)
         inner = labels[1:-1].rstrip(b",") + b"," if labels and labels != b"{}" else b""
-        return b"%s{%sreplica=\"%s\"} " % (name, inner, replica)
+        return b'%s{%sreplica="%s"} ' % (name, inner, replica)
 
     return _SAMPLE.sub(add, line, count=1)
 
@@ -106,7 +106,8 @@ async def _fetch(address: str) -> bytes | None:
     except (OSError, TimeoutError):
         return None
     head, _, body = answer.partition(b"\r\n\r\n")
-    return body if head.startswith(b"HTTP/1.0 200") else None
+    whole = head.endswith(b"content-length: %d" % len(body))  # a replica that stopped meanwhile sends half a family
+    return body if head.startswith(b"HTTP/1.0 200") and whole else None
 
 
 async def _serve_own(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -120,7 +121,12 @@ async def _serve_own(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
             status = b"200 OK" if found else b"404 Not Found"
             length = str(len(body)).encode()
             writer.write(
-                b"HTTP/1.0 " + status + b"\r\ncontent-type: text/plain; version=0.0.4\r\ncontent-length: " + length + b"\r\n\r\n" + body
+                b"HTTP/1.0 "
+                + status
+                + b"\r\ncontent-type: text/plain; version=0.0.4\r\ncontent-length: "
+                + length
+                + b"\r\n\r\n"
+                + body
             )
             await writer.drain()
     except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError, TimeoutError):
