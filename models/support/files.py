@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,20 +25,24 @@ def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     except OSError as error:
-        raise UsageError(f"cannot write there: {error.strerror}", field=str(target), fix="name another folder") from error
+        raise _cannot_write(error, target, "name another folder") from error
+    beside = Path(name)
     try:
-        with os.fdopen(handle, mode, **({} if "b" in mode else {"encoding": "utf-8"})) as file:
+        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, target)
+        beside.chmod(0o644)
+        beside.replace(target)
     except BaseException as error:
-        with suppress(FileNotFoundError):
-            os.unlink(name)
+        beside.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise UsageError(f"cannot write: {error.strerror}", field=str(target), fix="free space or name another folder") from error
+            raise _cannot_write(error, target, "free space or name another folder") from error
         raise
+
+
+def _cannot_write(error: OSError, target: Path, fix: str) -> UsageError:
+    return UsageError(f"cannot write: {error.strerror}", field=str(target), fix=fix)
 
 
 def write_json(path: Path | str, value: object) -> None:

@@ -43,6 +43,6 @@ def image_part(data: bytes, kind: str = "image/png") -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": data_uri(data, kind)}}
 
 
-def ask(text: str, *images: bytes) -> list[dict[str, Any]]:
+def ask(text: str, *images: bytes) -> list[Any]:
     """Return chat messages: the images, then the text."""
     return [{"role": "user", "content": [*(image_part(data) for data in images), {"type": "text", "text": text}]}]

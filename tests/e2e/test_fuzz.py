@@ -84,7 +84,7 @@ FIELDS = (
     "skip_special_tokens",
     "spaces_between_special_tokens",
 )
-NEAR = {
+NEAR: dict[str, list[Any]] = {
     "max_tokens": [0, -1, 1, 2**31, 2**63, 1.5, "4", None],
     "temperature": [-1, 0, 2, 1e300, -0.0, "hot"],
     "top_p": [-1, 0, 1, 2, 1e-300],
