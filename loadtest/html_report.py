@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 from loadtest.text_report import (
+    MONEY_HEAD,
     PERCENTS,
     STAR,
     cell,
@@ -18,6 +19,7 @@ from loadtest.text_report import (
     load_line,
     money_rows,
     number,
+    per_thousand,
     percent,
     time_rows,
 )
@@ -94,7 +96,7 @@ def _tiles(data: dict[str, Any]) -> list[tuple[str, str, str]]:
         tiles.append(("Right answers", percent(right["value"]), interval(right, percent)))
     query = data["cost"]["usd_per_query"]
     if query["value"] is not None:
-        tiles.append(("Per query", dollars(query["value"]), interval(query, dollars)))
+        tiles.append(("Per 1,000 queries", per_thousand(query["value"]), interval(query, per_thousand)))
     return tiles
 
 
@@ -169,23 +171,25 @@ def tail_of(curves: dict[str, list[list[float]]], title: str = "The tail", note:
 
 def _money(page: Page, data: dict[str, Any]) -> None:
     page.section("Dollars")
-    rows = money_rows(data, 40)
+    rows = money_rows(data)
     if not rows:
         page.text(data["baselines_note"] or "No hardware section and no price book.", note=True)
         return
-    page.add(table(["", "$/query", "$/right answer", "how"], rows, (0, 3)))
-    named = [(r["vendor"] + " " + r["model"], r["usd_per_query"], 0) for r in data["baselines"][:12]]
+    page.add(table(MONEY_HEAD, rows, (0, 3)))
+    named = [(r["vendor"] + " " + r["model"], 1000 * r["usd_per_query"], 0) for r in data["baselines"][:12]]
     own = data["cost"]["usd_per_query"]
     if own["value"] is not None:
-        named.insert(0, ("this server", own["value"], 1))
+        named.insert(0, ("this server", 1000 * own["value"], 1))
     if len(named) > 1:
         names, values, colors = zip(*named, strict=True)
         none = math.nan
-        low = [none if not c or own["low"] is None else own["low"] for c in colors]
-        high = [none if not c or own["high"] is None else own["high"] for c in colors]
-        page.add(
-            bars(names, values, title="Dollars per query", low=low, high=high, colors=colors, log=True, show=dollars)
-        )
+        low = [none if not c or own["low"] is None else 1000 * own["low"] for c in colors]
+        high = [none if not c or own["high"] is None else 1000 * own["high"] for c in colors]
+        title = "Dollars per 1,000 queries"
+        page.add(bars(names, values, title=title, low=low, high=high, colors=colors, log=True, show=dollars))
+    rest = money_rows(data, 100)[len(rows) :]
+    if rest:
+        page.add(details(f"{len(rest)} more vendor models", table(MONEY_HEAD, rest, (0, 3))))
     note = f"{data['cost']['formula']}. Vendor rows are priced from their rules and price lists, not measured."
     page.text(note, note=True)
     if data["baselines_note"]:

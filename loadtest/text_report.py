@@ -48,6 +48,11 @@ def dollars(value: float | None) -> str:
     return f"${value:,.2f}" if value >= 10 else f"${float(f'{value:.3g}'):.10f}".rstrip("0").rstrip(".")
 
 
+def per_thousand(value: float | None) -> str:
+    """Return the price of a thousand, from the price of one."""
+    return "–" if value is None else dollars(value * 1000)
+
+
 def cell(figure: Cell, show: Any = number, interval: bool = True) -> str:
     """Return a figure as `12.3 (11.9 to 12.8)`, or its note when it has no value."""
     if figure["value"] is None:
@@ -78,6 +83,7 @@ def has_starred(data: dict[str, Any]) -> bool:
     return any(data[k][p].get("note") == "rests on few episodes" for _, k in TIMES if k in data for p, _ in PERCENTS)
 
 
+MONEY_HEAD = ["dollars", "per 1,000 queries", "per 1,000 right answers", "how"]
 STAR = "* rests on few episodes (a stall, a burst): the interval may be too narrow; run longer"
 
 
@@ -117,15 +123,15 @@ def load_line(data: dict[str, Any]) -> str:
 
 
 def money_rows(data: dict[str, Any], most: int = 8) -> list[list[str]]:
-    """Return the dollar table: who, $/query, $/right answer, how it was found."""
+    """Return the dollar table: who, $ per 1,000 queries, $ per 1,000 right answers, day of the price."""
     rows = []
     spending = data["cost"]
     if spending["usd_per_query"]["value"] is not None:
-        own = [cell(spending[k], dollars) for k in ("usd_per_query", "usd_per_correct_answer")]
+        own = [cell(spending[k], per_thousand) for k in ("usd_per_query", "usd_per_correct_answer")]
         rows.append([f"this server ({data['target']['model']})", *own, "measured"])
     for row in data["baselines"][:most]:
-        how = f"priced, not measured; prices of {row['effective_from']}"
-        rows.append([f"{row['vendor']} {row['model']}", dollars(row["usd_per_query"]), "–", how])
+        how = f"priced, list of {row['effective_from']}" + (" (stale)" if row.get("stale") else "")
+        rows.append([f"{row['vendor']} {row['model']}", per_thousand(row["usd_per_query"]), "–", how])
     return rows
 
 
@@ -164,7 +170,7 @@ def terminal(data: dict[str, Any]) -> str:
     )
     money = money_rows(data)
     if money:
-        parts += ["", columns(["dollars", "$/query", "$/right answer", ""], money)]
+        parts += ["", columns(MONEY_HEAD, money)]
     parts += [f"warning: {text}" for text in data["warnings"]]
     return "\n".join(parts)
 
@@ -189,7 +195,7 @@ def markdown(data: dict[str, Any]) -> str:
     parts += ["", ", ".join(facts), ""]
     money = money_rows(data)
     if money:
-        parts.append(md_table(["", "$/query", "$/right answer", "how"], money))
+        parts.append(md_table(MONEY_HEAD, money))
     if data["errors_by_kind"]:
         rows = [[r["kind"], str(r["count"]), (r["examples"] or [""])[0][:120]] for r in data["errors_by_kind"]]
         parts.append(md_table(["error", "count", "first example"], rows))

@@ -58,15 +58,17 @@ class Axis:
         if self.log:
             low = max(low, 1e-12)
             high = high if high > low * 1.05 else low * 2
-        elif high <= low:
-            low, high = (low - 0.5, high + 0.5) if low else (0.0, 1.0)
+        elif high - low <= 1e-9 * max(abs(low), abs(high)):
+            pad = max(0.5, 0.01 * abs(low))
+            low, high = (low - pad, high + pad) if low else (0.0, 1.0)
         self._span = (low, high)
 
     def place(self, value: float, start: float, end: float) -> float:
         """Return the pixel position of a data value between pixels `start` and `end`."""
         low, high = self._span
-        log_share = math.log(max(value, 1e-300) / low) / math.log(high / low) if self.log else None
-        share = (value - low) / (high - low) if log_share is None else log_share
+        if self.log:  # logarithms apart: their quotient could underflow
+            value, low, high = math.log(max(value, 1e-300)), math.log(low), math.log(high)
+        share = (value - low) / (high - low)
         return start + (end - start) * min(1.02, max(-0.02, share))
 
     def tick_list(self) -> list[tuple[float, str]]:
@@ -77,6 +79,7 @@ class Axis:
         if self.log:
             decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
             steps = (1, 2, 5) if len(decades) <= 4 else (1,)
+            decades = decades[:: math.ceil(len(decades) / 8)]
             found = [m * 10.0**d for d in decades for m in steps if low <= m * 10.0**d <= high]
             return [(v, format_number(v)) for v in (found if len(found) >= 2 else [low, high])]
         step = nice_step((high - low) / 5)

@@ -168,7 +168,7 @@ def test_command_writes_all_reports(
     words += ["--usd-per-hour", "0.80", "--utilization", "0.5", "--max-slip-ms", "5000", "--slo-latency-ms", "60000"]
     code, text, error = fovea(capsys, *words, "--out", str(out))
     assert code == 0, error
-    assert "time to first token" in text and "$/query" in text and "report.html" in text
+    assert "time to first token" in text and "per 1,000 queries" in text and "report.html" in text
     data = json.loads((out / "report.json").read_text())
     rps, query = data["throughput_rps"]["value"], data["cost"]["usd_per_query"]
     assert query["value"] == pytest.approx(0.8 / (3600 * rps * 0.5), rel=1e-4)
