@@ -172,7 +172,7 @@ class Model(Section):
 class Stack(Section):
     """A whole stack."""
 
-    listen: Listen = Field(default_factory=Listen, description="Where the stack answers.")
+    listen: Listen = Field(default_factory=Listen, description="Address and port of the public endpoint.")
     models: list[Model] = Field(min_length=1, description="What it serves.")
     limits: Limits | None = Field(
         default_factory=Limits, description="Size and concurrency limits; null switches them off."

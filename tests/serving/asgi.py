@@ -75,7 +75,7 @@ async def call(
     )
 
     async def receive() -> Message:
-        while pieces and isinstance(pieces[0], float):
+        if pieces and isinstance(pieces[0], float):
             await asyncio.sleep(pieces.pop(0))
         if pieces:
             piece = pieces.pop(0)

@@ -445,7 +445,11 @@ def test_mutated_files(data: bytes) -> None:
     survive(data)
 
 
+TAGS = (254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339)
+ENTRIES = st.tuples(st.sampled_from(TAGS), st.sampled_from([3, 4]), st.integers(0, 40) | st.integers(0, 65535))
+
+
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from([254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339]), st.sampled_from([3, 4]), st.one_of(st.integers(0, 40), st.integers(0, 65535))), max_size=16, unique_by=lambda tag: tag[0]), st.binary(max_size=200))  # fmt: skip
+@given(st.lists(ENTRIES, max_size=16, unique_by=lambda tag: tag[0]), st.binary(max_size=200))
 def test_random_tiff_directories(tags: list[tuple[int, int, int]], data: bytes) -> None:
     survive(tiff(tags, data))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 from typing import Any
 
@@ -36,6 +37,7 @@ def user(*parts: Any) -> dict[str, Any]:
     return {"role": "user", "content": list(parts)}
 
 
+OTHER_MEDIA = ("video_url", "audio_url", "input_audio", "image_embeds", "audio_embeds", "video_embeds", "prompt_embeds")
 TEXT = {"type": "text", "text": "what is it?"}
 
 
@@ -101,8 +103,8 @@ def test_every_spelling_of_a_chat_image(part: dict[str, Any], param: str) -> Non
         {"type": "image", "source": {"type": "file", "file_id": "x"}},
         {"image": "u"},
         {"image": {"source": {"data": "x"}}},
-        *({"type": kind, kind: "u"} for kind in ("video_url", "audio_url", "input_audio", "image_embeds", "image_pil", "file", "document")),
-        *({kind: "u"} for kind in ("video_url", "audio_url", "input_audio", "audio_embeds", "video_embeds", "prompt_embeds")),
+        *({"type": kind, kind: "u"} for kind in (*OTHER_MEDIA, "image_pil", "file", "document")),
+        *({kind: "u"} for kind in OTHER_MEDIA),
         *({kind: None, "uuid": "x"} for kind in ("image_pil", "image_embeds", "video_url", "audio_url")),
         {"type": "text", "text": "x", "uuid": "x", "image_pil": None},
         {"type": "text", "text": "x", "video_url": "u"},
@@ -111,7 +113,7 @@ def test_every_spelling_of_a_chat_image(part: dict[str, Any], param: str) -> Non
         {"type": "prompt_embeds", "data": "x"},
         {"type": "vision_chunk"},
     ],
-)  # fmt: skip
+)
 def test_parts_that_are_refused(part: dict[str, Any]) -> None:
     with pytest.raises(ApiError) as caught:
         find_images({"messages": [user(TEXT, part)]})
@@ -353,8 +355,19 @@ async def test_chat_images_are_decoded_once_and_the_body_stays() -> None:
     assert engine.held == 40 * 24 and Screen.held == 0 and Admit.gate.inside == 0
 
 
-OTHERS = ["/v1/messages", "/v1/responses", "/tokenize", "/v1/chat/completions/batch", "//v1/chat/completions", "/x/v1/chat/completions",
-          "/v1/chat/completions/", "/V1/chat/completions", "/v1/chat/completions/render", "/invocations", "/anything"]  # fmt: skip
+OTHERS = [
+    "/v1/messages",
+    "/v1/responses",
+    "/tokenize",
+    "/v1/chat/completions/batch",
+    "//v1/chat/completions",
+    "/x/v1/chat/completions",
+    "/v1/chat/completions/",
+    "/V1/chat/completions",
+    "/v1/chat/completions/render",
+    "/invocations",
+    "/anything",
+]
 
 
 @pytest.mark.parametrize("path", OTHERS)
@@ -402,7 +415,7 @@ BODY = {"messages": [user(image(EVIL))]}
         (b"[]", 400),
         (b"null", 400),
         (b'"text"', 400),
-        (__import__("gzip").compress(json.dumps(BODY).encode()), 400),
+        (gzip.compress(json.dumps(BODY).encode()), 400),
         (b'{"messages": [], ' + b'"a": [' * 300 + b"]" * 300 + b"}", 400),
         (b'{"messages": [], "' + b"a" * 70000 + b'": 1}', 200),
         (json.dumps({"input": [{"content": [{"type": "input_image", "image_url": EVIL}]}]}).encode(), 400),
