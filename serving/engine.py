@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -57,6 +58,8 @@ def engine_args(model: Model) -> argparse.Namespace:
     args.structured_outputs_config.backend = "xgrammar"
     args.structured_outputs_config.disable_any_whitespace = True
     args.disable_uvicorn_access_log = True
+    if not model.gpus and shutil.which(os.environ.get("CXX", "g++")) is None:
+        args.enforce_eager = True  # torch.compile on a CPU needs a C++ compiler; without one the model runs uncompiled
     for name, value in model.engine_args.items():
         if not hasattr(args, name):
             close = difflib.get_close_matches(name, vars(args), n=1)
