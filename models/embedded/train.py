@@ -15,7 +15,6 @@ interrupted continues from its last checkpoint with the same command.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import platform
@@ -31,6 +30,7 @@ from torch.nn import functional
 
 from models.embedded import easyvqa, shapes
 from models.embedded.architectures import ARCHITECTURES, Architecture, QwenVL
+from models.embedded.card import hashes
 from models.support.files import write_json
 
 # width, height of the other pictures that the processor leaves as they are; 4:3 first, as cameras make them
@@ -41,6 +41,7 @@ SCHEDULES = {
     "paligemma": {"answer_steps": 3500, "warm_steps": 105, "hold_steps": 2100, "dense_steps": 1750},
 }
 QUICK = {"look_steps": 600, "answer_steps": 500, "warm_steps": 20, "hold_steps": 250, "dense_steps": 200}
+SAVE_EVERY = 500
 HELD_OUT = 200  # published training pictures kept out of training to follow progress
 
 
@@ -219,10 +220,10 @@ def _pack(arch: Architecture, asked: list[tuple[str, str]], start: int, tokens: 
 
 
 @torch.no_grad()
-def held_out_accuracy(arch: Architecture, model: Any, data: Pictures, pictures: int = HELD_OUT) -> float:
+def held_out_accuracy(arch: Architecture, model: Any, data: Pictures) -> float:
     """Return the share of held-out published training questions whose first answer token is right."""
     right = total = 0
-    for first in range(0, pictures, 20):
+    for first in range(0, len(data.held_out), 20):
         items = data.held_out[first : first + 20]
         questions = [list(item.questions) for item in items]
         hidden, targets = forward(arch, model, np.stack([item.pixels for item in items]), questions)
@@ -296,7 +297,7 @@ def train(recipe: Recipe, out: Path, threads: int, report_every: int = 100) -> N
                 progress.curve.append({"answering": float(stage == "answer"), **row})
                 print(stage, json.dumps(row), flush=True)
                 running = 0.0
-            if progress.step % (5 * report_every) == 0:
+            if progress.step % SAVE_EVERY == 0:
                 _save_state(saved, recipe, model, heads, optimizer, progress)
         if stage == "look":
             progress.stage, progress.step = "answer", 0
@@ -333,11 +334,6 @@ def _finish(arch: Architecture, model: Any, recipe: Recipe, progress: Progress, 
     accuracy = progress.curve[-1].get("held_out_accuracy") if progress.curve else None
     parameters = sum(p.numel() for p in model.parameters())
     arch.save(model, out)
-    files = {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(out.iterdir())
-        if path.suffix in {".json", ".safetensors", ".jinja", ".txt"} and path.name != "manifest.json"
-    }
     write_json(
         out / "manifest.json",
         {
@@ -357,7 +353,7 @@ def _finish(arch: Architecture, model: Any, recipe: Recipe, progress: Progress, 
                 "transformers": transformers.__version__,
                 "python": platform.python_version(),
             },
-            "sha256": files,
+            "sha256": hashes(out),
         },
     )
     (out / "training.pt").unlink(missing_ok=True)
