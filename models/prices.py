@@ -153,8 +153,8 @@ class PriceRow(Tier):
         """Whether the source was last read more than 90 days ago."""
         return self.age_days(today) > STALE_AFTER_DAYS
 
-    def cost(self, usage: Usage, *, batch: bool = False) -> TokenCost:
-        """Return what `usage` costs in dollars.
+    def cost(self, usage: Usage, *, batch: bool = False, requests: int = 1) -> TokenCost:
+        """Return what `usage` costs in dollars; it may be the sum of several `requests` of like size (tier by mean).
 
         In a batch, input and output cost `batch_factor` of the price; cached input costs the lower of its own price and
         the batch price of input, so that a batch never costs more.
@@ -163,7 +163,7 @@ class PriceRow(Tier):
             UsageError: the row lacks a tier that `usage` needs (cached tokens, batch).
         """
         long = self.long_context
-        tier: Tier = long if long is not None and usage.input_tokens > long.above else self
+        tier: Tier = long if long is not None and usage.input_tokens > long.above * requests else self
         factor = Decimal(1)
         if batch:
             if self.batch_factor is None:

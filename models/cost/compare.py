@@ -30,8 +30,10 @@ class BreakEven:
     why: str
 
 
-def break_even(forecast: Forecast, model: str, book: PriceBook | None = None) -> BreakEven:
-    """Return the break-even volume of the forecast's own machines against `model`.
+def break_even(
+    forecast: Forecast, model: str, book: PriceBook | None = None, *, usd_per_query: Decimal | None = None
+) -> BreakEven:
+    """Return the break-even volume of the forecast's own machines against `model`, priced (or at a known price).
 
     Stages, escalation, review and failures cost the same on both sides and drop out.  With n machines the month costs
     n C + M (C: a machine with its overhead, M: the forecast's `monthly_usd`), and serves up to n K queries, K being
@@ -42,7 +44,9 @@ def break_even(forecast: Forecast, model: str, book: PriceBook | None = None) ->
         UsageError: the forecast is not self-hosted, or the model has no price.
     """
     serving = _self_hosted(forecast)
-    price = vendor_usd_per_query(model, forecast.query, book or load_prices(), cached=Decimal(0), batch=Decimal(0))
+    price = usd_per_query
+    if price is None:
+        price = vendor_usd_per_query(model, forecast, book or load_prices())
     each = price * (1 + forecast.retry_rate)
     machine = serving.usd_per_hour * HOURS_PER_MONTH * (1 + serving.overhead)
     monthly = sum(forecast.monthly_usd.values(), Decimal(0))
@@ -102,7 +106,10 @@ def _traffic(f: Forecast, factor: Decimal) -> tuple[Forecast, str]:
 
 def _output(f: Forecast, factor: Decimal) -> tuple[Forecast, str]:
     tokens = int(f.query.output_tokens * factor)
-    return f.model_copy(update={"query": f.query.model_copy(update={"output_tokens": tokens})}), f"{tokens} tokens"
+    change: dict[str, object] = {"query": f.query.model_copy(update={"output_tokens": tokens})}
+    if f.measured is not None:
+        change["measured"] = f.measured.with_output(factor)
+    return f.model_copy(update=change), f"{tokens} tokens"
 
 
 def _escalation(f: Forecast, factor: Decimal) -> tuple[Forecast, str] | None:

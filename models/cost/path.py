@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from models.baselines import QueryShape, image_token_count
-from models.prices import Money, PriceBook, Usage, load_prices, parse_money
+from models.cost.usage import MeasuredUsage, vendor_usd, vendor_usd_of
+from models.prices import Money, PriceBook, load_prices, parse_money
 from models.support.errors import UsageError
 
 HOURS_PER_MONTH = Decimal(730)  # 8,760 hours a year / 12
@@ -103,7 +103,7 @@ class Failure(_Strict):
 
 
 class Shape(_Strict):
-    """A typical query; see `models.baselines.QueryShape`."""
+    """A typical query; every image of it has the same size."""
 
     width: int = Field(ge=1)
     height: int = Field(ge=1)
@@ -111,15 +111,13 @@ class Shape(_Strict):
     text_tokens: int = Field(ge=0)
     output_tokens: int = Field(ge=0)
 
-    def as_query(self) -> QueryShape:
-        return QueryShape(**self.model_dump())
-
 
 class Forecast(_Strict):
     """What is expected of a month."""
 
     queries_per_month: int = Field(gt=0)
     query: Shape
+    measured: MeasuredUsage | None = Field(default=None, description="what queries really used; wins over `query`")
     success_rate: Annotated[Share, Field(gt=0)] = Field(description="share of queries that end in an accepted answer")
     serving: SelfHosted | VendorServing | FlatServing = Field(discriminator="kind")
     retry_rate: Amount = Field(default=Decimal(0), description="extra attempts per query")
@@ -189,18 +187,25 @@ def machines_needed(serving: SelfHosted, attempts_per_month: Decimal) -> int:
     return max(serving.min_machines, math.ceil(per_second / (serving.capacity_rps * serving.utilization)))
 
 
-def vendor_usd_per_query(model: str, shape: Shape, book: PriceBook, *, cached: Decimal, batch: Decimal) -> Decimal:
-    """Return the price of one query: `cached` share of its input from the cache, `batch` share of queries in batches.
+def vendor_usd_per_query(
+    model: str,
+    forecast: Forecast,
+    book: PriceBook,
+    *,
+    cached: Decimal = Decimal(0),
+    batch: Decimal = Decimal(0),
+) -> Decimal:
+    """Return the (mean) price of a query: `cached` share of its input from the cache, `batch` share in batches.
 
     Raises:
         UsageError: unknown model, or a tier that the book lacks.
     """
     row = book.find(model)
-    query = shape.as_query()
-    tokens = image_token_count(query, row.model) + query.text_tokens
-    usage = Usage(tokens, query.output_tokens, int(tokens * cached))
-    price = row.cost(usage).total * (1 - batch)
-    return price + row.cost(usage, batch=True).total * batch if batch else price
+    if forecast.measured is not None:
+        return vendor_usd_of(row, forecast.measured, cached=cached, batch=batch) / forecast.measured.requests
+    query = forecast.query
+    images = ((query.width, query.height),) * query.images
+    return vendor_usd(row, images, query.text_tokens, query.output_tokens, cached=cached, batch=batch)
 
 
 def path_cost(forecast: Forecast, book: PriceBook | None = None) -> PathCost:
@@ -235,7 +240,7 @@ def _serving_parts(forecast: Forecast, prices: PriceBook) -> list[Part]:
         return _machine_parts(serving, queries, retries)
     if isinstance(serving, VendorServing):
         each = vendor_usd_per_query(
-            serving.model, forecast.query, prices, cached=serving.cached_share, batch=serving.batch_share
+            serving.model, forecast, prices, cached=serving.cached_share, batch=serving.batch_share
         )
         name = f"{serving.model} API"
     else:
@@ -272,7 +277,7 @@ def _escalation_part(forecast: Forecast, prices: PriceBook) -> Part:
         each, name = escalation.usd_per_query, "escalation"
     else:
         model = str(escalation.model)
-        each = vendor_usd_per_query(model, forecast.query, prices, cached=Decimal(0), batch=Decimal(0))
+        each = vendor_usd_per_query(model, forecast, prices)
         name = f"escalation to {model}"
     dollars = forecast.queries_per_month * escalation.rate * each
     return Part(name, dollars, f"{forecast.queries_per_month:,} x {escalation.rate:%} x ${each:f}")
