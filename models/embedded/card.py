@@ -1,7 +1,7 @@
 """Write a checkpoint's evaluation into its manifest, and its model card: `python -m models.embedded.card DIR REPORT`.
 
-REPORT is the report.json of `fovea models evaluate` on the complete easy-VQA test split.  The card's text is `card.md`; its
-figures are the report's, none is typed by hand.
+REPORT is the report.json of `fovea models evaluate` on the complete easy-VQA test split.  The card's text is `card.md`;
+its figures are the report's, none is typed by hand.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ QWEN_CHAT_TEMPLATE = """\
 {%- if not (tools and loop.first and message['role'] == 'system') %}
 {{- '<|im_start|>' + message['role'] + '\\n' }}
 {%- if message['content'] is string %}{{- message['content'] }}
-{%- else %}
-{%- for part in message['content'] or [] %}
+{%- elif message['content'] %}
+{%- for part in message['content'] %}
 {%- if part['type'] in ('image', 'image_url') or 'image' in part %}{{- '<|vision_start|><|image_pad|><|vision_end|>' }}
 {%- elif part['type'] == 'video' or 'video' in part %}{{- '<|vision_start|><|video_pad|><|vision_end|>' }}
 {%- elif 'text' in part %}{{- part['text'] }}
