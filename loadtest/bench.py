@@ -127,7 +127,14 @@ def aiperf(url: str, seconds: float) -> dict[str, Any] | None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         command = [binary, "profile", "--model", "fixed", "--url", url.removesuffix("/v1"), "--endpoint-type", "chat"]
-        command += ["--concurrency", str(USERS), "--request-count", str(int(seconds * 400)), "--tokenizer", "builtin"]
+        command += [
+            "--concurrency",
+            str(USERS),
+            "--request-count",
+            str(int(seconds * 400)),
+            "--tokenizer",
+            str(TOKENIZER),
+        ]
         command += ["--artifact-dir", folder, "--ui", "none"]
         done = _other(command)
         for path in Path(folder).rglob("profile_export_aiperf.json"):
@@ -138,7 +145,8 @@ def aiperf(url: str, seconds: float) -> dict[str, Any] | None:
 
 def _other(command: list[str]) -> str:
     """Run another tool; return the end of what it said."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    environment = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR"}
+    environment.pop("HF_HUB_OFFLINE", None)  # AIPerf then takes a tokenizer's folder for a name on the hub
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     except subprocess.TimeoutExpired:

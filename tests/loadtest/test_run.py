@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -27,8 +26,7 @@ STALL, LENGTH, BASE = 2.0, 12.0, 0.01
 def run_with_stall(server: Server, prompts: str, **load: Any) -> dict[str, Any]:
     """Run 12 s of load with a stall of 2 s planted at second 5."""
     config = config_for(server, prompts, duration_s=LENGTH, check_model=False, stream=False, **load)
-    server.stall(perf_counter() + 5.0, STALL)
-    return run_load(config).data
+    return run_load(config, on_begin=lambda start: server.stall(start + 5.0, STALL)).data
 
 
 def test_a_planted_stall_is_seen_in_full_only_from_the_intended_send(serve: Serve, prompts: str) -> None:

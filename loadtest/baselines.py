@@ -1,0 +1,151 @@
+"""What a query costs elsewhere: measured by another report, or priced from the book; each one labelled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from models.cost.path import Forecast, vendor_usd_per_query
+from models.prices import PriceBook, Usage
+from models.support.errors import UsageError
+
+PRICED = "priced, not measured"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One way to have the same queries answered.
+
+    Attributes:
+        usd_per_query: dollars for one attempt at the model, without the rest of the path.
+        success_rate: share of right answers, where somebody measured it.
+        label: how the price was found.
+    """
+
+    vendor: str
+    model: str
+    usd_per_query: Decimal
+    label: str
+    measured: bool = False
+    success_rate: Decimal | None = None
+    n: int | None = None
+    effective_from: str = ""
+    source: str = ""
+    stale: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields, money as decimal text."""
+        return {
+            **vars(self),
+            "usd_per_query": f"{self.usd_per_query:f}",
+            "success_rate": None if self.success_rate is None else f"{self.success_rate:f}",
+        }
+
+
+def labelled_baselines(forecast: Forecast, book: PriceBook, measured: Sequence[Baseline]) -> list[Baseline]:
+    """Return the measured baselines and, for every other model of the book, the priced one.
+
+    A model whose images nobody knows how to count is left out (`fovea models image-tokens` lists the known).
+    """
+    seen = {one.model for one in measured}
+    found = list(measured)
+    for row in book.current():
+        if row.model in seen:
+            continue
+        each = vendor_usd_per_query(row.model, forecast, book)
+        found.append(
+            Baseline(
+                row.vendor,
+                row.model,
+                each,
+                PRICED,
+                effective_from=row.effective_from.isoformat(),
+                source=row.source,
+                stale=row.is_stale(),
+            )
+        )
+    return found
+
+
+def read_report(path: str) -> dict[str, Any]:
+    """Return the content of a report.json (or of the one in a folder).
+
+    Raises:
+        UsageError: it cannot be read, or is neither a load test's nor an evaluation's.
+    """
+    file = Path(path)
+    file = file / "report.json" if file.is_dir() else file
+    fix = "name the report.json of `fovea loadtest run` or `fovea models evaluate`"
+    try:
+        data = json.loads(file.read_bytes())
+    except OSError as error:
+        raise UsageError(f"cannot read: {error.strerror}", field="REPORT", value=path, fix=fix) from error
+    except ValueError as error:
+        raise UsageError(f"not JSON: {error}", field="REPORT", value=path, fix=fix) from error
+    kind = data.get("kind") if isinstance(data, dict) else None
+    if kind not in ("loadtest", "evaluation"):
+        raise UsageError("neither a load test's report nor an evaluation's", field="REPORT", value=path, fix=fix)
+    if kind == "loadtest" and "usage" not in data:
+        raise UsageError(
+            "has no usage: it was written by an older version", field="REPORT", value=path, fix="run again"
+        )
+    if kind == "loadtest" and not data["usage"]["requests"]:
+        raise UsageError("not one request succeeded in it", field="REPORT", value=path, fix="run again")
+    return dict(data)
+
+
+def is_own(data: Mapping[str, Any], book: PriceBook) -> bool:
+    """Whether a report is of machines of one's own (and not of a vendor's API)."""
+    if data["kind"] != "loadtest":
+        return False
+    return data["hardware"]["server"] is not None or not _in_book(data["target"]["model"], book)
+
+
+def _in_book(model: str, book: PriceBook) -> bool:
+    try:
+        book.find(model)
+    except UsageError:
+        return False
+    return True
+
+
+def measured_baseline(data: Mapping[str, Any], path: str, book: PriceBook) -> Baseline:
+    """Return what a report of something else measured: an evaluation's bill, or a load test's usage or machines.
+
+    Raises:
+        UsageError: the report has no price.
+    """
+    right = data["accuracy"]
+    share = Decimal(repr(right["value"])) if right["value"] else None
+    if data["kind"] == "evaluation":
+        if not data.get("cost"):
+            fix = "evaluate a vendor's model with --max-usd, or leave this report out"
+            raise UsageError("the evaluation has no cost", field="REPORT", value=path, fix=fix)
+        vendor, _, model = str(data["model"]).rpartition("/")
+        each = Decimal(data["cost"]["usd_per_query"])
+        return Baseline(vendor or "own", model, each, "measured", True, share, right["n"], source=path)
+    model = data["target"]["model"]
+    if is_own(data, book):
+        from loadtest.money import sustained
+        from models.cost.ledger import usd_per_request
+
+        hardware = data["hardware"]["server"]
+        if hardware is None:
+            fix = "give --usd-per-hour to the run"
+            raise UsageError("has no price of its hardware", field="REPORT", value=path, fix=fix)
+        each = usd_per_request(Decimal(hardware["usd_per_hour"]), sustained(data), Decimal(hardware["utilization"]))
+        return Baseline("own", model, each, "measured", True, share, data["usage"]["requests"], source=path)
+    row, usage = book.find(model), data["usage"]
+    if usage["prompt_tokens"] is None:
+        raise UsageError(
+            "the vendor reported no usage", field="REPORT", value=path, fix="run it with usage in the stream"
+        )
+    n = usage["requests"]
+    cost = row.cost(Usage(usage["prompt_tokens"], usage["completion_tokens"]), requests=n).total / n
+    label = "measured usage at the list price"
+    since = row.effective_from.isoformat()
+    return Baseline(row.vendor, row.model, cost, label, True, share, n, since, row.source, row.is_stale())

@@ -1,0 +1,344 @@
+"""The cost part of a load test: what a right answer costs along its whole path, against every vendor.
+
+Measured are the usage, the throughput and the accuracy; a forecast (`models.cost.path.Forecast`, every measured key may
+be left out) adds what a load test cannot know: volume, stages, review, people.  Without a forecast the month is one
+machine with this load for its utilization.  Every assumption is listed with where it is from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from loadtest.baselines import Baseline, labelled_baselines
+from models.cost.compare import break_even, payback_months, tornado
+from models.cost.ledger import cents, usd_per_request
+from models.cost.path import (
+    HOURS_PER_MONTH,
+    SECONDS_PER_HOUR,
+    FlatServing,
+    Forecast,
+    PathCost,
+    SelfHosted,
+    parse_forecast,
+    path_cost,
+)
+from models.cost.usage import MeasuredUsage
+from models.prices import PriceBook, load_prices
+from models.support.errors import UsageError
+
+CURVE_POINTS = 41
+DRAWN = ("gpt-4o", "gemini-2.5-flash", "claude-sonnet-4-5")  # where the caller names no vendor
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """One input of the figures, as text, and where it is from."""
+
+    name: str
+    value: str
+    source: str
+
+
+def from_report(data: Mapping[str, Any], stated: Mapping[str, Any], where: str) -> tuple[Forecast, list[Assumption]]:
+    """Return the forecast with its gaps filled from a report, and every assumption with its source.
+
+    Raises:
+        UsageError: a key is wrong, or neither the forecast nor the report has it; it is named.
+    """
+    values, notes = dict(stated), []
+
+    def fill(key: str, value: Any, text: str, source: str) -> None:
+        if key in stated:
+            notes.append(Assumption(key, _short(stated[key]), where))
+        else:
+            values[key] = value
+            notes.append(Assumption(key, text, source))
+
+    usage, right = data["usage"], data["accuracy"]
+    if "query" in stated:
+        notes.append(Assumption("query", _short(stated["query"]), where))
+    elif usage["groups"]:
+        values["query"], values["measured"] = _typical(usage["groups"]), {"groups": usage["groups"]}
+        text = (
+            f"{_mean(usage['groups'], 'text_tokens')} text and {_mean(usage['groups'], 'output_tokens')} output tokens"
+        )
+        images = sum(len(g["images"]) * g["requests"] for g in usage["groups"]) / usage_requests(usage)
+        notes.append(
+            Assumption(
+                "query (mean)",
+                f"{images:.3g} images, {text}",
+                f"measured, n = {usage['requests']:,}; {usage['text_tokens_from']}",
+            )
+        )
+    elif "serving" not in stated or "query" not in stated:
+        fix = "give query in the forecast"
+        raise UsageError(f"the usage is not known: {usage['note']}", field=f"{where}: query", fix=fix)
+    if right["value"]:
+        fill("success_rate", repr(right["value"]), f"{right['value']:.2%}", f"measured, n = {right['n']:,}")
+    elif right["n"] == 0:
+        fill("success_rate", 1, "100 %", "answers were not scored: every answered query counts as right")
+    elif "success_rate" not in stated:
+        raise UsageError("no answer was right, so there is no price of a right one", field="accuracy", value=0)
+    values["serving"] = _serving(data, stated.get("serving"), where, notes)
+    serving = values["serving"]
+    if "queries_per_month" not in stated:
+        values["queries_per_month"] = _one_machine(serving, where)
+        text = f"{values['queries_per_month']:,}"
+        notes.append(Assumption("queries a month", text, "one machine with this load for its utilization"))
+    else:
+        notes.append(Assumption("queries a month", _short(stated["queries_per_month"]), where))
+    for key in sorted(set(stated) - {"query", "success_rate", "serving", "queries_per_month"}):
+        notes.append(Assumption(key, _short(stated[key]), where))
+    return parse_forecast(values, where), notes
+
+
+def usage_requests(usage: Mapping[str, Any]) -> int:
+    """Return how many requests the groups of a `usage` section hold."""
+    return sum(int(g["requests"]) for g in usage["groups"])
+
+
+def _mean(groups: Sequence[Mapping[str, Any]], key: str) -> str:
+    return f"{sum(g[key] for g in groups) / sum(g['requests'] for g in groups):.3g}"
+
+
+def _typical(groups: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    first = groups[0]
+    width, height = first["images"][0] if first["images"] else (1, 1)
+    tokens = {key: round(first[key] / first["requests"]) for key in ("text_tokens", "output_tokens")}
+    return {"width": width, "height": height, "images": len(first["images"]), **tokens}
+
+
+def _short(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_short(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return "; ".join(_short(v) for v in value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _serving(data: Mapping[str, Any], stated: Any, where: str, notes: list[Assumption]) -> dict[str, Any]:
+    """Return the `serving` section, machines filled in from the report."""
+    given = dict(stated) if isinstance(stated, Mapping) else {}
+    if stated is not None and not isinstance(stated, Mapping):
+        raise UsageError("must be a mapping with kind", field=f"{where}: serving", value=str(stated))
+    if given.setdefault("kind", "self_hosted") != "self_hosted":
+        notes.append(Assumption("serving", _short(given), where))
+        return given
+    hardware = data["hardware"]["server"] or {}
+    about = " ".join(filter(None, (hardware.get("name"), hardware.get("source")))) or "the run's hardware section"
+    rps = data["throughput_rps"]
+    measured = None if not rps["value"] else f"{sustained(data):f}"
+    found = (
+        ("usd_per_hour", hardware.get("usd_per_hour"), about, "give the price of a machine, --usd-per-hour of the run"),
+        ("capacity_rps", measured, f"measured, n = {rps['n']:,}; as high as this load, no higher", "no reply came"),
+        ("utilization", hardware.get("utilization"), about, "give the share of the hours in which such load is there"),
+    )
+    for key, value, source, fix in found:
+        if key in given:
+            notes.append(Assumption(key, str(given[key]), where))
+        elif value is None:
+            raise UsageError("is neither in the forecast nor in the report", field=f"{where}: serving.{key}", fix=fix)
+        else:
+            given[key] = value
+            notes.append(Assumption(key, f"{Decimal(value):.6g}", source))
+    for key in sorted(set(given) - {"kind", *(k for k, *_ in found)}):
+        notes.append(Assumption(key, str(given[key]), where))
+    return given
+
+
+def sustained(data: Mapping[str, Any]) -> Decimal:
+    """Return the successful replies per second of a run, from its exact count and duration."""
+    return Decimal(data["throughput_rps"]["n"]) / Decimal(repr(data["load"]["duration_s"]))
+
+
+def _one_machine(serving: Mapping[str, Any], where: str) -> int:
+    if serving["kind"] != "self_hosted":
+        raise UsageError("is required", field=f"{where}: queries_per_month", fix="say how many queries a month has")
+    checked = SelfHosted.model_validate(serving)
+    return max(1, int(checked.capacity_rps * checked.utilization * SECONDS_PER_HOUR * HOURS_PER_MONTH))
+
+
+def interval(data: Mapping[str, Any], forecast: Forecast, stated: Mapping[str, Any], book: PriceBook) -> list[str]:
+    """Return dollars per right answer with throughput and accuracy both at the good, and both at the bad end.
+
+    Each end is that of a 95 % interval, so the interval of both together is wider than 95 %.
+    """
+    ends = []
+    for end in ("high", "low"):
+        change: dict[str, Any] = {}
+        if "success_rate" not in stated and data["accuracy"].get(end):
+            change["success_rate"] = Decimal(repr(data["accuracy"][end]))
+        rps = data["throughput_rps"][end]
+        own = isinstance(forecast.serving, SelfHosted)
+        if own and "capacity_rps" not in (stated.get("serving") or {}) and rps:
+            change["serving"] = forecast.serving.model_copy(update={"capacity_rps": Decimal(repr(rps))})
+        ends.append(f"{path_cost(forecast.model_copy(update=change), book).usd_per_success:f}")
+    return ends
+
+
+def cost_part(
+    data: Mapping[str, Any],
+    stated: Mapping[str, Any] | None = None,
+    *,
+    where: str = "forecast",
+    measured: Sequence[Baseline] = (),
+    against: Sequence[str] = (),
+    book: PriceBook | None = None,
+) -> dict[str, Any]:
+    """Return the cost part of a report, JSON-ready, dollars as decimal text.
+
+    Args:
+        data: a load test's report (its `usage`, `accuracy`, `throughput_rps`, `load`, `hardware`).
+        stated: the forecast's keys as they were written.
+        measured: baselines from other reports.
+        against: vendor models whose break-even curves are drawn.
+
+    Raises:
+        UsageError: as `from_report`, or a vendor model is unknown or lacks a price.
+    """
+    prices, own = book or load_prices(), dict(stated or {})
+    forecast, notes = from_report(data, own, where)
+    bill = path_cost(forecast, prices)
+    rows = [_row(forecast, bill, one, prices) for one in labelled_baselines(forecast, prices, measured)]
+    rows.sort(key=lambda r: Decimal(r["usd_per_month"]))
+    drawn = _drawn(rows, against)
+    low_high = interval(data, forecast, own, prices)
+    scored = "success_rate" in own or data["accuracy"]["n"] > 0
+    part = {
+        "currency": "USD",
+        "model": data["target"]["model"],
+        "sentence": _sentence(forecast, bill, rows, drawn, scored=scored, model=data["target"]["model"]),
+        "assumptions": [vars(note) for note in notes],
+        "cost": bill.as_dict(),
+        "usd_per_right_answer": {
+            "value": f"{bill.usd_per_success:f}",
+            "low": min(low_high, key=Decimal),
+            "high": max(low_high, key=Decimal),
+            "n": data["accuracy"]["n"] or data["usage"]["requests"],
+        },
+        "run": _run(data, forecast, prices),
+        "one_time_usd": {name: f"{usd:f}" for name, usd in forecast.one_time_usd.items()},
+        "baselines": rows,
+        "curve": _curve(forecast, prices, drawn),
+        "tornado": [
+            {key: f"{value:f}" if isinstance(value, Decimal) else value for key, value in vars(s).items()}
+            for s in tornado(forecast, prices)
+        ],
+    }
+    return part
+
+
+def _row(forecast: Forecast, bill: PathCost, one: Baseline, book: PriceBook) -> dict[str, Any]:
+    """The same month with this baseline in the place of the own serving; its own monthly costs drop out."""
+    serving = FlatServing(kind="flat", usd_per_query=one.usd_per_query)
+    change: dict[str, Any] = {"serving": serving, "monthly_usd": {}}
+    if one.success_rate is not None:
+        change["success_rate"] = one.success_rate
+    there = path_cost(forecast.model_copy(update=change), book)
+    saving = there.usd_per_month - bill.usd_per_month
+    even = None
+    if isinstance(forecast.serving, SelfHosted):
+        even = break_even(forecast, one.model, book, usd_per_query=one.usd_per_query)
+    months = payback_months(sum(forecast.one_time_usd.values(), Decimal(0)), saving)
+    return {
+        **one.as_dict(),
+        "usd_per_month": f"{there.usd_per_month:f}",
+        "usd_per_query_whole_path": f"{there.usd_per_query:f}",
+        "usd_per_right_answer": f"{there.usd_per_success:f}" if one.success_rate is not None else None,
+        "saving_usd_per_month": f"{saving:f}",
+        "break_even_queries": None if even is None else even.queries_per_month,
+        "break_even_machines": None if even is None else even.machines,
+        "break_even_why": None if even is None else even.why,
+        "payback_months": None if months is None else f"{months:.1f}",
+    }
+
+
+def _run(data: Mapping[str, Any], forecast: Forecast, book: PriceBook) -> dict[str, Any]:
+    """What the requests of the run itself cost here, and would have cost at each vendor: exact, in whole cents."""
+    answered, out = data["usage"]["requests"], {}
+    serving = forecast.serving
+    if isinstance(serving, SelfHosted):
+        each = usd_per_request(serving.usd_per_hour, serving.capacity_rps, serving.utilization)
+        out = {"usd_per_answered_query": f"{each:f}", "own_usd": cents(each * answered)}
+    avoided = {}
+    if forecast.measured is not None:
+        usage: MeasuredUsage = forecast.measured
+        for one in labelled_baselines(forecast, book, ()):
+            avoided[one.model] = cents(one.usd_per_query * usage.requests * Decimal(answered) / usage.requests)
+    return {"answered": answered, **out, "vendor_usd": avoided}
+
+
+def _drawn(rows: Sequence[Mapping[str, Any]], against: Sequence[str]) -> list[Mapping[str, Any]]:
+    """Return the rows whose curves are drawn: those asked for, or else the measured ones and a model per vendor."""
+    if against:
+        return [row for name in against for row in rows if row["model"] == name]
+    measured = [row for row in rows if row["measured"] and row["usd_per_query"] is not None]
+    return (measured + [row for name in DRAWN for row in rows if row["model"] == name])[:5] or list(rows[:3])
+
+
+def _curve(forecast: Forecast, book: PriceBook, drawn: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Dollars a month over the volume, the rest of the path included; a volume of queries per point."""
+    here = Decimal(forecast.queries_per_month)
+    evens = [Decimal(row["break_even_queries"]) for row in drawn if row["break_even_queries"]]
+    low, high = min([here, *evens]) / 5, max([here, *evens]) * 5
+    ratio = (high / low) ** (Decimal(1) / (CURVE_POINTS - 1))
+    volumes = sorted({max(1, int(low * ratio**i)) for i in range(CURVE_POINTS)})
+
+    def bills(change: dict[str, Any]) -> list[str]:
+        return [
+            cents(path_cost(forecast.model_copy(update={**change, "queries_per_month": v}), book).usd_per_month)
+            for v in volumes
+        ]
+
+    vendors = {}
+    for row in drawn:
+        serving = FlatServing(kind="flat", usd_per_query=Decimal(row["usd_per_query"]))
+        vendors[f"{row['vendor']} {row['model']}"] = bills({"serving": serving, "monthly_usd": {}})
+    return {"queries": volumes, "own_usd": bills({}), "vendors_usd": vendors}
+
+
+def _sentence(
+    forecast: Forecast,
+    bill: PathCost,
+    rows: Sequence[Mapping[str, Any]],
+    drawn: Sequence[Mapping[str, Any]],
+    *,
+    scored: bool,
+    model: str,
+) -> str:
+    """Return what a finance person can quote."""
+    what = "a right answer" if scored else "an answered query (answers were not scored)"
+    text = (
+        f"On our own machines {what} of {model} costs {usd(bill.usd_per_success)}, and "
+        f"{forecast.queries_per_month:,} queries a month cost {usd(bill.usd_per_month)}"
+    )
+    if not isinstance(forecast.serving, SelfHosted):
+        text = (
+            f"{what[0].upper()}{what[1:]} costs {usd(bill.usd_per_success)}, and "
+            f"{forecast.queries_per_month:,} queries a month cost {usd(bill.usd_per_month)}"
+        )
+    if not drawn:
+        return text + "."
+    one = drawn[0]
+    saving = Decimal(one["saving_usd_per_month"])
+    word = "less" if saving >= 0 else "more"
+    text += f": {usd(abs(saving))} a month {word} than with {one['model']} ({one['label']})"
+    if isinstance(forecast.serving, SelfHosted):
+        even = one["break_even_queries"]
+        text += f"; break-even is at {even:,} queries a month" if even else "; at no volume is there a break-even"
+    return text + "."
+
+
+def usd(amount: Decimal | str) -> str:
+    """Return dollars for reading: whole cents from $10 on, else three significant digits."""
+    value = Decimal(amount)
+    if abs(value) >= 10:
+        return f"${value:,.2f}"
+    text = f"{Decimal(f'{value:.3g}'):f}"
+    return f"${text.rstrip('0').rstrip('.') if '.' in text else text}"
+
+
+__all__ = ["Assumption", "Baseline", "cost_part", "from_report", "usd"]
