@@ -120,7 +120,7 @@ def _call(url: str, body: dict[str, Any] | None, timeout_s: float) -> Any:
             text = " ".join(text.split())[:300]
         kind = UsageError if error.code < 500 else CheckFailed
         raise kind(f"the server answered {error.code}: {text}", field="--url", value=url) from error
-    except ValueError as error:  # http.client.InvalidURL among them
+    except (ValueError, http.client.InvalidURL) as error:
         raise UsageError(f"not a usable address: {error}", field="--url", value=url) from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__

@@ -84,10 +84,11 @@ class ChatEndpoint:
             raise ApiError(
                 400, f"{where}: {first['msg']}" if where else first["msg"], kind="bad_field", param=where or None
             ) from error
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-            raise ApiError(
-                400, f"The request is not valid: {str(error)[:300] or type(error).__name__}.", kind="bad_field"
-            ) from error
+        except (
+            Exception
+        ) as error:  # vLLM's validators raise errors of their own, and whatever odd input makes them trip
+            text, param = str(error)[:300] or type(error).__name__, getattr(error, "parameter", None)
+            raise ApiError(400, f"The request is not valid: {text}.", kind="bad_field", param=param) from error
         _place_pictures(request.messages, exchange)
         exchange.image_tokens = sum(self.image_tokens(p.width, p.height) for p in exchange.pictures)
         return request

@@ -4,7 +4,7 @@
 previous=
 for argument in "$@"; do
     if [ "$previous" = -f ] && [ -f "$argument" ]; then
-        sed -i 's/^\( *bind\) \**:\([0-9]\)/\1 127.0.0.1:\2/' "$argument"
+        sed -i 's/^\([[:space:]]*bind\)[[:space:]]\{1,\}\**:\([0-9]\)/\1 127.0.0.1:\2/' "$argument"
     fi
     previous=$argument
 done

@@ -70,7 +70,7 @@ async def call(
         leave: set when the client leaves after its body was sent.
     """
     answer = Answer()
-    pieces = (
+    pieces: list[Any] = (
         [json.dumps(body).encode()] if isinstance(body, dict) else [body] if isinstance(body, bytes) else list(body)
     )
 

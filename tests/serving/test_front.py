@@ -105,7 +105,7 @@ async def ask(front: Any, body: Any, path: str = "/v1/chat/completions", **more:
 
 async def test_requests_go_to_their_model(front: Any, upstream: Upstream) -> None:
     for name in ("a", "b"):
-        body = {"model": name, "messages": [], "ä": "ö"}
+        body: dict[str, Any] = {"model": name, "messages": [], "ä": "ö"}
         answer = await ask(front, body)
         assert json.loads(answer.body) == {"model": name, "path": "/v1/chat/completions"}
         assert json.loads(upstream.bodies[-1]) == body

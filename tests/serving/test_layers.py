@@ -200,10 +200,12 @@ async def test_a_client_that_leaves_while_it_sends() -> None:
     assert answer.status == 499 and not seen
 
 
-async def running(whole: Any, number: int, release: asyncio.Event) -> list[asyncio.Task[Answer]]:
+async def running(whole: Any, number: int) -> list[asyncio.Task[Answer]]:
+    """Start requests that are let in and then wait."""
     tasks = [asyncio.create_task(call(whole, post(), {})) for _ in range(number)]
-    while Admit.gate.inside < number:
+    for _ in range(20):  # a task needs a few turns of the loop to come to where it waits
         await asyncio.sleep(0)
+    assert Admit.gate.inside == number
     return tasks
 
 
@@ -219,7 +221,7 @@ def waiting(release: asyncio.Event) -> Any:
 async def test_more_than_the_limit_get_503_and_no_queue() -> None:
     release = asyncio.Event()
     whole = app(waiting(release), concurrent=2, retry_after_s=3)
-    tasks = await running(whole, 2, release)
+    tasks = await running(whole, 2)
     answer = await call(whole, post(), {})
     assert answer.status == 503 and answer.header(b"retry-after") == b"3" and answer.error["code"] == "overloaded"
     assert (await call(whole, scope_of("GET", "/health"))).status == 200  # probes are always let in
@@ -232,7 +234,7 @@ async def test_more_than_the_limit_get_503_and_no_queue() -> None:
 async def test_draining_lets_running_requests_finish_and_no_new_ones_in() -> None:
     release = asyncio.Event()
     whole = app(waiting(release))
-    tasks = await running(whole, 3, release)
+    tasks = await running(whole, 3)
     Admit.gate.draining = True
     answer = await call(whole, post(), {})
     assert answer.status == 503 and answer.header(b"retry-after") == b"1" and answer.error["code"] == "draining"
@@ -245,7 +247,7 @@ async def test_draining_lets_running_requests_finish_and_no_new_ones_in() -> Non
 
 async def test_a_cancelled_request_leaves_its_place() -> None:
     whole = app(waiting(asyncio.Event()))
-    (task,) = await running(whole, 1, asyncio.Event())
+    (task,) = await running(whole, 1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

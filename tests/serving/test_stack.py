@@ -10,6 +10,8 @@ import pytest
 from models.support.errors import UsageError
 from serving.stack import EMBEDDED_NAMES, Stack, load_stack, parse_stack
 
+NO_HOSTS = ("https://x.org", "x.org/y", "x.org:80", "*.x.org", "", "a b", "bücher.example", "x..y", "[::1]")
+NO_PREFIXES = ("", "/", "x", "/x/", "/x//y", "/-/x", "/x?y", "/../x", "/.")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -87,13 +89,10 @@ def test_a_key_that_is_like_none_is_told_where_the_keys_are() -> None:
         ({**models(), "ready": {"within_s": 0}}, "ready.within_s"),
         ({**models(), "drain_s": float("nan")}, "drain_s"),
         ({**models(), "drain_s": -1}, "drain_s"),
-        *(
-            ({**models(), "media": {"url_hosts": [host]}}, "media.url_hosts")
-            for host in ("https://x.org", "x.org/y", "x.org:80", "*.x.org", "", "a b", "bücher.example", "x..y", "[::1]")
-        ),
-        *((models(route_prefix=prefix), "models.0.route_prefix") for prefix in ("", "/", "x", "/x/", "/x//y", "/-/x", "/x?y", "/../x", "/.")),
+        *(({**models(), "media": {"url_hosts": [host]}}, "media.url_hosts") for host in NO_HOSTS),
+        *((models(route_prefix=prefix), "models.0.route_prefix") for prefix in NO_PREFIXES),
     ],
-)  # fmt: skip
+)
 def test_values_out_of_range_are_named(data: dict[str, Any], field: str) -> None:
     assert refused(data).field == f"stack.yaml: {field}"
 
@@ -183,7 +182,7 @@ def test_every_key_is_described_in_the_schema() -> None:
         (b"text", "mapping"),
         (b"1: 2\nmodels: [{name: a, source: b}]", "string"),
     ],
-)  # fmt: skip
+)
 def test_files_that_are_no_stack(tmp_path: Path, text: bytes, says: str) -> None:
     path = tmp_path / "stack.yaml"
     path.write_bytes(text)

@@ -1,0 +1,107 @@
+"""Starting and stopping: the parts that need no Ray."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from models.support.errors import UsageError
+from serving import runtime
+
+
+def test_the_reason_is_the_last_exception() -> None:
+    message = """The replica failed to start:
+      Traceback (most recent call last):
+        File "x.py", line 1, in y
+      ValueError: first: with a colon
+
+    The above exception was the direct cause of the following exception:
+      RuntimeError: Engine core initialization failed
+    """
+    assert runtime.reason_of(message) == "RuntimeError: Engine core initialization failed"
+    quoted = "Traceback\nvllm.exceptions.SomeError: no\n  more text\n"
+    assert runtime.reason_of(quoted) == "vllm.exceptions.SomeError: no more text"
+
+
+def test_without_an_exception_the_reason_is_the_message() -> None:
+    assert runtime.reason_of("replica\n  died ") == "replica died"
+    assert runtime.reason_of("") == ""
+    assert len(runtime.reason_of("x" * 10_000)) == 500
+
+
+def test_a_free_port_is_free() -> None:
+    port = runtime.free_port()
+    runtime.check_port("127.0.0.1", port)
+    assert port > 1024
+
+
+def test_a_taken_port_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(UsageError) as caught:
+            runtime.check_port("127.0.0.1", port)
+    assert caught.value.field and str(port) in str(caught.value) and caught.value.fix
+    runtime.check_port("127.0.0.1", port)  # free again, although the last connection may linger
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid", "2001:db8::1"])
+def test_an_address_that_is_not_this_machines(host: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        runtime.check_port(host, runtime.free_port())
+    assert host in str(caught.value)
+
+
+def test_no_haproxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match="HAProxy"):
+        runtime.haproxy_binary()
+    (tmp_path / "haproxy").write_text("#!/bin/sh\n")
+    (tmp_path / "haproxy").chmod(0o755)
+    assert runtime.haproxy_binary() == str(tmp_path / "haproxy")
+
+
+CONFIG = """global
+    stats socket /tmp/x level admin
+frontend prometheus
+    bind :9101
+    mode http
+frontend http_frontend
+    bind 127.0.0.1:8000
+    http-request return status 200 content-type text/plain string "bind :9 is not a bind" if { path /x }
+frontend public
+    bind 0.0.0.0:8001
+frontend six
+    bind [::1]:8002
+listen stats
+  bind *:8404
+\tbind *:8405
+"""
+
+
+def test_haproxys_own_ports_are_put_on_loopback(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    real = tmp_path / "haproxy"
+    real.write_text(f'#!/bin/sh\nfor word in "$@"; do echo "$word" >> {told}; done\nexit 7\n')
+    real.chmod(0o755)
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(CONFIG)
+    script = Path(runtime.__file__).with_name("haproxy.sh")
+    assert os.access(script, os.X_OK)
+    arguments = ["-db", "-f", str(config), "-sf", "1 2"]
+    ran = subprocess.run(
+        [script, *arguments], env={"PATH": os.environ["PATH"], "FOVEA_HAPROXY": str(real)}, check=False
+    )
+    assert ran.returncode == 7  # its exit status and its arguments are HAProxy's own
+    assert told.read_text().splitlines() == arguments
+    binds = [line.strip() for line in config.read_text().splitlines() if line.strip().startswith("bind ")]
+    assert binds == [
+        "bind 127.0.0.1:9101", "bind 127.0.0.1:8000", "bind 0.0.0.0:8001", "bind [::1]:8002",
+        "bind 127.0.0.1:8404", "bind 127.0.0.1:8405",
+    ]  # fmt: skip
+    changed = [(a, b) for a, b in zip(CONFIG.splitlines(), config.read_text().splitlines(), strict=True) if a != b]
+    assert len(changed) == 3
