@@ -1,4 +1,4 @@
-"""`fovea loadtest`: run, capacity, compare, rehearse."""
+"""`fovea loadtest`: run, capacity, compare, rehearse, cost, roi."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ COMMANDS = {
     "capacity": ("loadtest.commands.capacity", "find the highest rate that keeps an SLO, with a confidence"),
     "compare": ("loadtest.commands.compare", "tell whether one run is better than another, and gate on it"),
     "rehearse": ("loadtest.commands.rehearse", "break things while load runs, and see what happens"),
+    "cost": ("loadtest.commands.cost", "price a right answer along its whole path, against every vendor"),
+    "roi": ("loadtest.commands.roi", "compute benefits, costs, return, break-even and KPIs, each with its source"),
 }
 
 

@@ -7,6 +7,7 @@ import json
 import math
 from typing import Any
 
+from loadtest.money_page import add_cost
 from loadtest.text_report import (
     MONEY_HEAD,
     PERCENTS,
@@ -194,6 +195,9 @@ def _money(page: Page, data: dict[str, Any]) -> None:
     page.text(note, note=True)
     if data["baselines_note"]:
         page.text(data["baselines_note"], note=True)
+    if data.get("money"):
+        page.section("A month of it", "The whole path against every vendor, at the volume that this load makes.")
+        add_cost(page, data["money"])
 
 
 def _class(page: Page, name: str, one: dict[str, Any]) -> None:

@@ -25,7 +25,6 @@ from models.cost.path import (
     parse_forecast,
     path_cost,
 )
-from models.cost.usage import MeasuredUsage
 from models.prices import PriceBook, load_prices
 from models.support.errors import UsageError
 
@@ -231,6 +230,16 @@ def cost_part(
     return part
 
 
+def cost_or_why(data: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    """Return the cost part of a run without a forecast, or None and why there is none."""
+    if data["hardware"]["server"] is None:
+        return None, "no hardware section given"
+    try:
+        return cost_part(data, where="the run"), ""
+    except UsageError as error:
+        return None, str(error)
+
+
 def _row(forecast: Forecast, bill: PathCost, one: Baseline, book: PriceBook) -> dict[str, Any]:
     """The same month with this baseline in the place of the own serving; its own monthly costs drop out."""
     serving = FlatServing(kind="flat", usd_per_query=one.usd_per_query)
@@ -265,9 +274,8 @@ def _run(data: Mapping[str, Any], forecast: Forecast, book: PriceBook) -> dict[s
         out = {"usd_per_answered_query": f"{each:f}", "own_usd": cents(each * answered)}
     avoided = {}
     if forecast.measured is not None:
-        usage: MeasuredUsage = forecast.measured
         for one in labelled_baselines(forecast, book, ()):
-            avoided[one.model] = cents(one.usd_per_query * usage.requests * Decimal(answered) / usage.requests)
+            avoided[one.model] = cents(one.usd_per_query * answered)
     return {"answered": answered, **out, "vendor_usd": avoided}
 
 
@@ -341,4 +349,4 @@ def usd(amount: Decimal | str) -> str:
     return f"${text.rstrip('0').rstrip('.') if '.' in text else text}"
 
 
-__all__ = ["Assumption", "Baseline", "cost_part", "from_report", "usd"]
+__all__ = ["Assumption", "cost_or_why", "cost_part", "from_report", "sustained", "usd"]

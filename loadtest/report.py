@@ -15,9 +15,11 @@ from loadtest import cost
 from loadtest.config import RunConfig, Slo, TrafficClass
 from loadtest.histogram import Histogram
 from loadtest.measure import durations, figures, histogram_summary
+from loadtest.money import cost_or_why
 from loadtest.plan import window as planned_window
 from loadtest.recorder import RECORD
 from loadtest.stats import Figure
+from loadtest.usage import usage_of
 from loadtest.workloads.base import Workload
 from models.support.errors import UsageError
 
@@ -120,12 +122,14 @@ def build_report(
     _judge(config, data)
     measured = records[(records["intended"] >= window[0]) & (records["intended"] < window[1])]
     data["cost"], data["baselines"], data["baselines_note"] = _money(config, workloads, measured, data)
+    data["usage"] = usage_of(workloads, measured, config.model)
     data["server"] = server
     data["versions"] = versions()
     data["hardware"] = {
         "generator": hardware(),
         "server": None if config.hardware is None else config.hardware.model_dump(mode="json"),
     }
+    data["money"], data["money_note"] = cost_or_why(data)
     return Report(data, records, [_names(w, records, i) for i, w in enumerate(workloads)])
 
 

@@ -57,7 +57,7 @@ def waterfall(
         ends = [axis.place(v, left, RIGHT) for v in (start, start + value)]
         share = f" ({value / whole:.1%})" if whole and number < len(parts) else ""
         drawn.append(_label(name, left, top))
-        drawn.append(_bar(*ends, top, 0 if number == len(parts) else 1, f"{name}: {show(value)}{share}"))
+        drawn.append(_bar(ends[0], ends[1], top, 0 if number == len(parts) else 1, f"{name}: {show(value)}{share}"))
         drawn.append(f'<text class="value" x="{max(ends) + 6:.1f}" y="{top + 17}">{escape(show(value))}</text>')
         if number < len(parts):
             x = f"{ends[1]:.1f}"

@@ -1,0 +1,147 @@
+"""The cost part as blocks of a page, and as text for a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from loadtest.money import usd
+from loadtest.text_report import columns
+from models.cost.plots import tornado_plot, waterfall
+from models.support.html import Axis, Page, Series, bars, details, line, table
+
+HEAD = ("", "$ a month", "$/query", "$/right answer", "break-even, queries a month", "payback, months", "how")
+LABELS = {"one_time_usd": "one-time costs"}
+
+
+def dollars(value: float) -> str:
+    """Return a number of dollars for a label."""
+    return usd(f"{value:.6g}")
+
+
+def rows_of(part: Mapping[str, Any]) -> list[list[str]]:
+    """Return the table: the own machines first, then every baseline, cheapest month first."""
+    cost, right = part["cost"], part["usd_per_right_answer"]
+    between = f"{usd(right['value'])} ({usd(right['low'])} to {usd(right['high'])})"
+    own = [
+        part["model"],
+        usd(cost["usd_per_month"]),
+        usd(cost["usd_per_query"]),
+        between,
+        "",
+        "",
+        "measured + forecast",
+    ]
+    return [own, *(_row(row) for row in part["baselines"])]
+
+
+def _row(row: Mapping[str, Any]) -> list[str]:
+    right = row["usd_per_right_answer"]
+    query = row["usd_per_query_whole_path"]
+    even = row["break_even_queries"]
+    dated = f", {row['effective_from']}" if row["effective_from"] else ""
+    old = ", source read over 90 days ago" if row["stale"] else ""
+    n = f", n = {row['n']:,}" if row["n"] else ""
+    return [
+        f"{row['vendor']} {row['model']}",
+        usd(row["usd_per_month"]),
+        usd(query),
+        usd(right) if right else f"at least {usd(query)}",
+        f"{even:,}" if even else "never",
+        row["payback_months"] or "never",
+        row["label"] + n + dated + old,
+    ]
+
+
+def add_cost(page: Page, part: Mapping[str, Any], *, headline: bool = True) -> None:
+    """Append the sentence with its assumptions, the plots and the table."""
+    if headline:
+        page.verdict("ok", part["sentence"])
+    rows = [[LABELS.get(a["name"], a["name"]), a["value"], a["source"]] for a in part["assumptions"]]
+    page.add(details("The assumptions it stands on", table(["assumption", "value", "from"], rows, (0, 1, 2))))
+    parts = [(p["name"], float(p["usd_per_month"])) for p in part["cost"]["parts"]]
+    fall = waterfall(parts, title="Dollars a month, by part", show=dollars, total="a month")
+    page.add(fall, curve(part))
+    page.add(_tornado(part), _right(part))
+    page.add(table(HEAD, rows_of(part), (0, 6)))
+    page.text(
+        "$/right answer of a priced model is a lower bound: what it costs if every one of its answers is right. "
+        "A month at a vendor keeps the rest of the path (stages, review, failures) and drops own machines and monthly "
+        "costs. The interval takes the 95 % ends of throughput and accuracy together.",
+        note=True,
+    )
+    bill = [[p["name"], usd(p["usd_per_month"]), p["how"]] for p in part["cost"]["parts"]]
+    page.add(details("The arithmetic of every part", table(["part", "$ a month", "how"], bill, (0, 2))))
+
+
+def curve(part: Mapping[str, Any]) -> str:
+    """Return the plot of dollars a month over the volume."""
+    data = part["curve"]
+    x = [float(v) for v in data["queries"]]
+    series = [Series("own machines", x, [float(v) for v in data["own_usd"]])]
+    for name, values in data["vendors_usd"].items():
+        series.append(Series(name, x, [float(v) for v in values], dash=True))
+    drawn = [row for row in part["baselines"] if f"{row['vendor']} {row['model']}" in data["vendors_usd"]]
+    marks = [(float(part["cost"]["queries_per_month"]), "forecast")]
+    marks += [(float(row["break_even_queries"]), "break-even") for row in drawn[:1] if row["break_even_queries"]]
+    never = [row["model"] for row in drawn if not row["break_even_queries"]]
+    note = f"No volume at which own machines cost less than {', '.join(never)}." if never else ""
+    return line(
+        series,
+        title="Break-even",
+        x=Axis("queries a month", log=True),
+        y=Axis("$ a month", log=True),
+        vertical=marks,
+        note=note,
+    )
+
+
+def _tornado(part: Mapping[str, Any]) -> str:
+    rows = [
+        (s["factor"], s["low_input"], s["high_input"], float(s["usd_at_low"]), float(s["usd_at_high"]))
+        for s in part["tornado"]
+    ]
+    note = "Each assumption 50 % lower and 50 % higher, the others held; a longer output is free on own machines here, "
+    return tornado_plot(
+        rows,
+        float(part["cost"]["usd_per_successful_answer"]),
+        title="What moves dollars per right answer",
+        show=dollars,
+        note=note + "whose capacity was measured at one length.",
+    )
+
+
+def _right(part: Mapping[str, Any]) -> str:
+    right = part["usd_per_right_answer"]
+    rows = part["baselines"][:11]
+    names = [part["model"], *(f"{row['vendor']} {row['model']}" for row in rows)]
+    values = [float(right["value"])]
+    values += [float(row["usd_per_right_answer"] or row["usd_per_query_whole_path"]) for row in rows]
+    none = [math.nan] * len(rows)
+    return bars(
+        names,
+        values,
+        title="Dollars per right answer",
+        low=[float(right["low"]), *none],
+        high=[float(right["high"]), *none],
+        colors=[1, *(2 if row["measured"] else 0 for row in rows)],
+        log=True,
+        show=dollars,
+        note="The cheapest eleven. Priced models as if every answer were right.",
+    )
+
+
+def terminal(part: Mapping[str, Any], most: int = 12) -> str:
+    """Return the cost part for a terminal."""
+    lines = [part["sentence"], ""]
+    bill = [[p["name"], usd(p["usd_per_month"]), p["how"]] for p in part["cost"]["parts"]]
+    bill.append(["total", usd(part["cost"]["usd_per_month"]), ""])
+    width = max(len(row[0]) for row in bill)
+    lines += [f"{name.ljust(width)}  {amount.rjust(14)}  {how}" for name, amount, how in bill]
+    lines += ["", columns(HEAD, rows_of(part)[: most + 1])]
+    if len(part["baselines"]) > most:
+        lines.append(f"({len(part['baselines']) - most} dearer models: see --json or the page)")
+    lines += ["", "assumptions:"]
+    lines += [f"  {a['name']}: {a['value']}  [{a['source']}]" for a in part["assumptions"]]
+    return "\n".join(lines)
