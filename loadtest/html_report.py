@@ -249,7 +249,7 @@ def _all(data: dict[str, Any]) -> list[list[str]]:
             for key, inner in value.items():
                 walk(f"{name}.{key}" if name else key, inner)
 
-    walk("", {k: v for k, v in data.items() if k not in ("curves", "timeline", "server")})
+    walk("", {k: v for k, v in data.items() if k not in ("curves", "timeline", "server", "money", "usage")})
     return rows
 
 

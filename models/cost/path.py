@@ -259,7 +259,7 @@ def _machine_parts(serving: SelfHosted, queries: Decimal, retries: Decimal) -> l
     busy, again = queries * per_attempt, retries * per_attempt
     parts = [Part("machines, busy", busy, f"{queries:,} at {serving.capacity_rps}/s x ${serving.usd_per_hour}/h")]
     if retries:
-        parts.append(Part("retries", again, f"{retries:,} more attempts on the same machines"))
+        parts.append(Part("retries", again, f"{retries:,.0f} more attempts on the same machines"))
     idle = f"{count} machines x {HOURS_PER_MONTH} h x ${serving.usd_per_hour}, less the busy part"
     parts.append(Part("machines, idle", total - busy - again, idle))
     if serving.overhead:
