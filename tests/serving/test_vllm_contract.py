@@ -136,7 +136,7 @@ def test_pictures_survive_vllms_own_validation(role: str, image: dict[str, Any])
     picture = decode(open_header(PNG, Media(), ""), len(PNG), "")
     exchange = Exchange("x", places=[place_of(item) for item in found], pictures=[picture] * len(found))
     _replace_urls(body, exchange)
-    request = ChatCompletionRequest.model_validate(body)
+    request: Any = ChatCompletionRequest.model_validate(body)
     _place_pictures(request.messages, exchange)
     content = request.messages[1]["content"]
     assert [part["type"] for part in content] == ["text", "image_pil", "image_pil"]
@@ -154,7 +154,7 @@ def test_content_that_vllm_reads_otherwise_is_placed_or_refused(content: list[An
     exchange = Exchange("x", places=[(0, 0)], pictures=[picture])
     _replace_urls(body, exchange)
     try:
-        request = ChatCompletionRequest.model_validate(body)
+        request: Any = ChatCompletionRequest.model_validate(body)
         _place_pictures(request.messages, exchange)
     except (ApiError, ValueError) as error:
         assert "content" in str(error)
