@@ -84,7 +84,12 @@ def from_report(data: Mapping[str, Any], stated: Mapping[str, Any], where: str) 
     values["serving"] = _serving(data, stated.get("serving"), where, notes)
     serving = values["serving"]
     if "queries_per_month" not in stated:
-        values["queries_per_month"] = _one_machine(serving, where)
+        if serving["kind"] != "self_hosted":
+            raise UsageError("is required", field=f"{where}: queries_per_month", fix="say how many queries a month has")
+        # checked as a forecast first, so that a wrong key is named as any other
+        checked = parse_forecast({**values, "queries_per_month": 1}, where).serving
+        assert isinstance(checked, SelfHosted), "its kind says so"
+        values["queries_per_month"] = _one_machine(checked)
         text = f"{values['queries_per_month']:,}"
         notes.append(Assumption("queries a month", text, "one machine with this load for its utilization"))
     else:
@@ -153,11 +158,9 @@ def sustained(data: Mapping[str, Any]) -> Decimal:
     return Decimal(data["throughput_rps"]["n"]) / Decimal(repr(data["load"]["duration_s"]))
 
 
-def _one_machine(serving: Mapping[str, Any], where: str) -> int:
-    if serving["kind"] != "self_hosted":
-        raise UsageError("is required", field=f"{where}: queries_per_month", fix="say how many queries a month has")
-    checked = SelfHosted.model_validate(serving)
-    return max(1, int(checked.capacity_rps * checked.utilization * SECONDS_PER_HOUR * HOURS_PER_MONTH))
+def _one_machine(serving: SelfHosted) -> int:
+    """Return the queries of a month that fill one machine for its utilization."""
+    return max(1, int(serving.capacity_rps * serving.utilization * SECONDS_PER_HOUR * HOURS_PER_MONTH))
 
 
 def interval(data: Mapping[str, Any], forecast: Forecast, stated: Mapping[str, Any], book: PriceBook) -> list[str]:
@@ -174,6 +177,8 @@ def interval(data: Mapping[str, Any], forecast: Forecast, stated: Mapping[str, A
         own = isinstance(forecast.serving, SelfHosted)
         if own and "capacity_rps" not in (stated.get("serving") or {}) and rps:
             change["serving"] = forecast.serving.model_copy(update={"capacity_rps": Decimal(repr(rps))})
+            if "queries_per_month" not in stated:
+                change["queries_per_month"] = _one_machine(change["serving"])
         ends.append(f"{path_cost(forecast.model_copy(update=change), book).usd_per_success:f}")
     return ends
 
@@ -288,7 +293,8 @@ def _drawn(rows: Sequence[Mapping[str, Any]], against: Sequence[str]) -> list[Ma
 
 
 def _curve(forecast: Forecast, book: PriceBook, drawn: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Dollars a month over the volume, the rest of the path included; a volume of queries per point."""
+    """Dollars a month over the volume, without what both sides pay alike (stages, escalation, review, failures)."""
+    bare = forecast.model_copy(update={"stages": (), "escalation": None, "review": None, "failure": None})
     here = Decimal(forecast.queries_per_month)
     evens = [Decimal(row["break_even_queries"]) for row in drawn if row["break_even_queries"]]
     low, high = min([here, *evens]) / 5, max([here, *evens]) * 5
@@ -297,7 +303,7 @@ def _curve(forecast: Forecast, book: PriceBook, drawn: Sequence[Mapping[str, Any
 
     def bills(change: dict[str, Any]) -> list[str]:
         return [
-            cents(path_cost(forecast.model_copy(update={**change, "queries_per_month": v}), book).usd_per_month)
+            cents(path_cost(bare.model_copy(update={**change, "queries_per_month": v}), book).usd_per_month)
             for v in volumes
         ]
 

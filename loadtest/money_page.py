@@ -8,8 +8,8 @@ from typing import Any
 
 from loadtest.money import usd
 from loadtest.text_report import columns
-from models.cost.plots import tornado_plot, waterfall
-from models.support.html import Axis, Page, Series, bars, details, line, table
+from models.cost.plots import ranking, tornado_plot, waterfall
+from models.support.html import Axis, Page, Series, details, line, table
 
 HEAD = ("", "$ a month", "$/query", "$/right answer", "break-even, queries a month", "payback, months", "how")
 LABELS = {"one_time_usd": "one-time costs"}
@@ -17,7 +17,7 @@ LABELS = {"one_time_usd": "one-time costs"}
 
 def dollars(value: float) -> str:
     """Return a number of dollars for a label."""
-    return usd(f"{value:.6g}")
+    return usd(f"{value:.12g}")
 
 
 def rows_of(part: Mapping[str, Any]) -> list[list[str]]:
@@ -33,10 +33,11 @@ def rows_of(part: Mapping[str, Any]) -> list[list[str]]:
         "",
         "measured + forecast",
     ]
-    return [own, *(_row(row) for row in part["baselines"])]
+    once = bool(part["one_time_usd"])
+    return [own, *(_row(row, once) for row in part["baselines"])]
 
 
-def _row(row: Mapping[str, Any]) -> list[str]:
+def _row(row: Mapping[str, Any], once: bool) -> list[str]:
     right = row["usd_per_right_answer"]
     query = row["usd_per_query_whole_path"]
     even = row["break_even_queries"]
@@ -49,7 +50,7 @@ def _row(row: Mapping[str, Any]) -> list[str]:
         usd(query),
         usd(right) if right else f"at least {usd(query)}",
         f"{even:,}" if even else "never",
-        row["payback_months"] or "never",
+        (row["payback_months"] or "never") if once else "–",
         row["label"] + n + dated + old,
     ]
 
@@ -57,9 +58,9 @@ def _row(row: Mapping[str, Any]) -> list[str]:
 def add_cost(page: Page, part: Mapping[str, Any], *, headline: bool = True) -> None:
     """Append the sentence with its assumptions, the plots and the table."""
     if headline:
-        page.verdict("ok", part["sentence"])
+        page.verdict("ok", part["sentence"], assumed(part))
     rows = [[LABELS.get(a["name"], a["name"]), a["value"], a["source"]] for a in part["assumptions"]]
-    page.add(details("The assumptions it stands on", table(["assumption", "value", "from"], rows, (0, 1, 2))))
+    page.add(details("Every assumption, and where it is from", table(["assumption", "value", "from"], rows, (0, 1, 2))))
     parts = [(p["name"], float(p["usd_per_month"])) for p in part["cost"]["parts"]]
     fall = waterfall(parts, title="Dollars a month, by part", show=dollars, total="a month")
     page.add(fall, curve(part))
@@ -82,11 +83,20 @@ def curve(part: Mapping[str, Any]) -> str:
     series = [Series("own machines", x, [float(v) for v in data["own_usd"]])]
     for name, values in data["vendors_usd"].items():
         series.append(Series(name, x, [float(v) for v in values], dash=True))
-    drawn = [row for row in part["baselines"] if f"{row['vendor']} {row['model']}" in data["vendors_usd"]]
-    marks = [(float(part["cost"]["queries_per_month"]), "forecast")]
-    marks += [(float(row["break_even_queries"]), "break-even") for row in drawn[:1] if row["break_even_queries"]]
+    rows = {f"{row['vendor']} {row['model']}": row for row in part["baselines"]}
+    drawn = [rows[name] for name in data["vendors_usd"]]
+    here = float(part["cost"]["queries_per_month"])
+    marks = [(here, "forecast")]
+    for row in drawn[:1]:
+        even = row["break_even_queries"]
+        if even and not 0.1 < even / here < 10:  # its text would lie over the other's
+            marks.append((float(even), "break-even"))
     never = [row["model"] for row in drawn if not row["break_even_queries"]]
-    note = f"No volume at which own machines cost less than {', '.join(never)}." if never else ""
+    note = (
+        "What differs: the model's own cost, retries and monthly costs; the rest of the path is the same on both sides."
+    )
+    if never:
+        note += f" No volume at which own machines cost less than {', '.join(never)}."
     return line(
         series,
         title="Break-even",
@@ -114,22 +124,29 @@ def _tornado(part: Mapping[str, Any]) -> str:
 
 def _right(part: Mapping[str, Any]) -> str:
     right = part["usd_per_right_answer"]
-    rows = part["baselines"][:11]
-    names = [part["model"], *(f"{row['vendor']} {row['model']}" for row in rows)]
-    values = [float(right["value"])]
-    values += [float(row["usd_per_right_answer"] or row["usd_per_query_whole_path"]) for row in rows]
-    none = [math.nan] * len(rows)
-    return bars(
-        names,
-        values,
+    own = float(right["value"])
+    none = math.nan
+    bars = [(part["model"], dollars(own), own, float(right["low"]), float(right["high"]), 1)]
+    for row in part["baselines"][:11]:
+        value = row["usd_per_right_answer"] or row["usd_per_query_whole_path"]
+        shown = usd(value) if row["usd_per_right_answer"] else f"at least {usd(value)}"
+        bars.append((f"{row['vendor']} {row['model']}", shown, float(value), none, none, 2 if row["measured"] else 0))
+    return ranking(
+        bars,
         title="Dollars per right answer",
-        low=[float(right["low"]), *none],
-        high=[float(right["high"]), *none],
-        colors=[1, *(2 if row["measured"] else 0 for row in rows)],
-        log=True,
-        show=dollars,
-        note="The cheapest eleven. Priced models as if every answer were right.",
+        keys=[("this server", 1), ("measured", 2), ("priced", 0)],
+        note="The eleven cheapest baselines; a priced one as if every answer of it were right.",
     )
+
+
+MAIN = ("query (mean)", "query", "success_rate", "usd_per_hour", "capacity_rps", "utilization")
+
+
+def assumed(part: Mapping[str, Any]) -> str:
+    """Return the main assumptions of the sentence, in one line."""
+    found = {a["name"]: a for a in part["assumptions"]}
+    named = [f"{n.replace('_', ' ')} {found[n]['value']} ({found[n]['source']})" for n in MAIN if n in found]
+    return "Assumes " + "; ".join(named) + ". All of them are below."
 
 
 def terminal(part: Mapping[str, Any], most: int = 12) -> str:

@@ -116,27 +116,27 @@ def _escalation(f: Forecast, factor: Decimal) -> tuple[Forecast, str] | None:
     if f.escalation is None:
         return None
     rate = _scaled(f.escalation.rate, factor)
-    return f.model_copy(update={"escalation": f.escalation.model_copy(update={"rate": rate})}), f"{rate:.1%}"
+    return f.model_copy(update={"escalation": f.escalation.model_copy(update={"rate": rate})}), f"{rate:.2%}"
 
 
 def _utilization(f: Forecast, factor: Decimal) -> tuple[Forecast, str] | None:
     if not isinstance(f.serving, SelfHosted):
         return None
     share = _scaled(f.serving.utilization, factor)
-    return f.model_copy(update={"serving": f.serving.model_copy(update={"utilization": share})}), f"{share:.1%}"
+    return f.model_copy(update={"serving": f.serving.model_copy(update={"utilization": share})}), f"{share:.2%}"
 
 
 def _review(f: Forecast, factor: Decimal) -> tuple[Forecast, str] | None:
     if f.review is None:
         return None
     rate = _scaled(f.review.rate, factor)
-    return f.model_copy(update={"review": f.review.model_copy(update={"rate": rate})}), f"{rate:.1%}"
+    return f.model_copy(update={"review": f.review.model_copy(update={"rate": rate})}), f"{rate:.2%}"
 
 
 def _success(f: Forecast, factor: Decimal) -> tuple[Forecast, str]:
     # wrong answers are what varies: 98 % right at +50 % is 97 % right
     rate = max(Decimal("0.01"), 1 - (1 - f.success_rate) * factor)
-    return f.model_copy(update={"success_rate": rate}), f"{rate:.1%} right"
+    return f.model_copy(update={"success_rate": rate}), f"{rate:.2%} right"
 
 
 FACTORS: Mapping[str, Callable[[Forecast, Decimal], tuple[Forecast, str] | None]] = {
