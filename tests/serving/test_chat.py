@@ -75,9 +75,12 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     }
     for path, names in contents.items():
         parts = path.split(".")
-        for end in range(1, len(parts) + 1):
+        for end in range(1, len(parts)):
             name = ".".join(parts[:end])
             monkeypatch.setitem(sys.modules, name, sys.modules.get(name) or types.ModuleType(name))
+        monkeypatch.setitem(
+            sys.modules, path, types.ModuleType(path)
+        )  # never vLLM's own, which others may have imported
         vars(sys.modules[path]).update(names)
     yield
 
