@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import threading
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
@@ -80,6 +81,7 @@ class Telemetry:
         self.problems: list[str] = []
         self._first: dict[str, dict[str, float]] = {}
         self._last: dict[str, dict[str, float]] = {}
+        self._at: dict[str, float] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="telemetry", daemon=True)
 
@@ -113,7 +115,9 @@ class Telemetry:
         except (OSError, ValueError) as error:  # unreachable, not HTTP, not a URL
             self._problem(f"{url}: {error}")
             return
-        before = self._last.get(url)
+        before, at = self._last.get(url), time.monotonic()
+        passed = at - self._at.get(url, at - PERIOD_S)
+        self._at[url] = at
         self._first.setdefault(url, now)
         self._last[url] = now
         for metric, (name, unit, kind) in WATCHED.items():
@@ -122,7 +126,7 @@ class Telemetry:
             elif kind == "counter" and before is not None:
                 total = metric if metric in now else metric + "_total"
                 if total in now and total in before:
-                    self._add(name, unit, max(0.0, now[total] - before[total]) / PERIOD_S)
+                    self._add(name, unit, max(0.0, now[total] - before[total]) / max(passed, 1e-3))
 
     def _add(self, name: str, unit: str, value: float) -> None:
         self.tracks.setdefault(name, _Track(unit)).values.append(value)

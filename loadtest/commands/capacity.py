@@ -219,9 +219,10 @@ def page(data: dict[str, Any]) -> str:
     ]
     x, y = Axis("offered rate, req/s", lowest=0.0), Axis("P95, ms", log=True)
     knee = scatter(series, title="P95 against the offered rate", x=x, y=y, vertical=marks)
-    done = [s["throughput_rps"]["value"] or none for s in steps]
+    by_done = sorted(steps, key=lambda s: s["throughput_rps"]["value"] or 0.0)
+    done = [s["throughput_rps"]["value"] or none for s in by_done]
     curve = line(
-        [Series("P50", done, column(steps, "value", "p50")), Series("P95", done, column(steps, "value"))],
+        [Series("P50", done, column(by_done, "value", "p50")), Series("P95", done, column(by_done, "value"))],
         title="Latency against throughput",
         x=Axis("answered, req/s", lowest=0.0),
         y=Axis("ms", log=True),
@@ -233,7 +234,7 @@ def page(data: dict[str, Any]) -> str:
         [f"{s['rate']:.3g}", s["purpose"], "kept" if s["passed"] else "broken"]
         + ["yes" if s["queue_grows"] else "no"]
         + [cell(s["latency_ms"][p]) for p in ("p50", "p95", "p99")]
-        + ["; ".join(f"{t['term']}: {t['value']}" for t in s["terms"])]
+        + ["; ".join(f"{t['term']}: {cell(t)}" for t in s["terms"])]
         for s in steps
     ]
     head = ["req/s", "run", "SLO", "queue grows", "P50 ms", "P95 ms", "P99 ms", "terms"]
