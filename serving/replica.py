@@ -193,6 +193,7 @@ class Canary:
         scope = {
             "type": "http", "method": "POST", "path": CHAT, "root_path": "", "query_string": b"",
             "headers": [(b"content-type", b"application/json"), (b"x-request-id", b"canary")],
+            "fovea.canary": True,
         }  # fmt: skip
         try:
             async with asyncio.timeout(self.within_s):

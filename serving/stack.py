@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from models.cost.ledger import Tariff
 from models.support.errors import UsageError
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "models" / "embedded"
@@ -179,6 +180,7 @@ class Stack(Section):
     )
     media: Media | None = Field(default_factory=Media, description="Image screening; null passes media on unchecked.")
     metrics: bool = Field(True, description="Count and time requests, and serve `/metrics`.")
+    money: Tariff | None = Field(None, description="Dollars per tenant and model, and what a vendor would charge.")
     ready: Ready = Field(default_factory=Ready, description="Readiness probe.")
     drain_s: float = Field(60.0, gt=0, description="On SIGTERM, how long running requests may take to finish, seconds.")
 
@@ -264,5 +266,5 @@ def parse_stack(data: dict[str, Any], where: str = "stack") -> Stack:
 
 
 def _known_keys() -> list[str]:
-    sections: list[type[BaseModel]] = [Stack, Listen, Limits, Media, Ready, Model]
+    sections: list[type[BaseModel]] = [Stack, Listen, Limits, Media, Ready, Model, Tariff]
     return sorted({name for section in sections for name in section.model_fields})

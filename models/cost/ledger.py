@@ -80,7 +80,7 @@ class Finished:
 
     Attributes:
         prompt_tokens: the server's own count, image tokens included.
-        image_tokens: those of them that its images took.
+        image_tokens: those of them that its images took; None when nobody knows (no vendor's price then).
         images: (width, height) of each image, px.
         recalled: answered from a cache.
     """
@@ -89,14 +89,14 @@ class Finished:
     model: str
     prompt_tokens: int
     completion_tokens: int
-    image_tokens: int = 0
+    image_tokens: int | None = 0
     images: tuple[Size, ...] = ()
     recalled: bool = False
 
     @property
     def text_tokens(self) -> int:
         """Prompt tokens that are not an image's."""
-        return max(0, self.prompt_tokens - self.image_tokens)
+        return max(0, self.prompt_tokens - (self.image_tokens or 0))
 
 
 @dataclass
@@ -154,6 +154,8 @@ class Ledger:
             account.cache_saved_usd += self._each
         else:
             account.own_usd += self._each
+        if one.image_tokens is None:
+            return
         for model, row in self._prices().items():
             usd = vendor_usd(row, one.images, one.text_tokens, one.completion_tokens)
             account.avoided_usd[model] = account.avoided_usd.get(model, Decimal(0)) + usd

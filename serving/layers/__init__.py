@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from serving.layers.admit import Admit
+from serving.layers.money import Count
 from serving.layers.record import Record
 from serving.layers.screen import Screen
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 LAYERS: tuple[tuple[Callable[[Stack], object], Callable[..., ASGIApp]], ...] = (
     (lambda stack: True, Record),
     (lambda stack: True, Admit),
+    (lambda stack: stack.money, Count),
     (lambda stack: stack.media, Screen),
 )
 

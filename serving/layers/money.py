@@ -1,0 +1,114 @@
+"""What every answer cost: reads the usage in it on the way back, and counts it (`serving.money`).
+
+A chat or completions stream ends with its usage only when the client asked for it; this layer asks in the client's
+place, and keeps that last event to itself.  Streams are passed on event by event.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import orjson
+
+from serving.exchange import FORMS, Exchange, api_path, content_type, exchange_of
+from serving.money import Money, usage_in
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from serving.stack import Model, Stack
+
+ANSWERS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings")
+ASKABLE = ("/v1/chat/completions", "/v1/completions")
+
+
+class Count:
+    """See the module's docstring."""
+
+    money: ClassVar[dict[str, Money]] = {}
+    """By model: a process registers its series once."""
+
+    def __init__(self, app: ASGIApp, stack: Stack, model: Model):
+        assert stack.money is not None
+        self.app = app
+        if model.name not in self.money:
+            self.money[model.name] = Money(stack.money, model.name)
+        self.book = self.money[model.name]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not _counts(scope):
+            await self.app(scope, receive, send)
+            return
+        exchange = exchange_of(scope)
+        watch = Watch(send, hide=_ask(exchange, scope))
+        await self.app(scope, receive, watch.send)
+        if watch.status == 200 and watch.ended and not exchange.error_kind:
+            self.book.finished(exchange, watch.usage)
+
+
+def _counts(scope: Scope) -> bool:
+    """Whether the request is one that is paid for; the readiness probe's is not."""
+    http = scope["type"] == "http" and scope["method"] == "POST" and api_path(scope) in ANSWERS
+    return http and "fovea.canary" not in scope
+
+
+def _ask(exchange: Exchange, scope: Scope) -> bool:
+    """Ask for usage at the end of a stream; return whether the client did not."""
+    if api_path(scope) not in ASKABLE or not exchange.body or content_type(scope) in FORMS:
+        return False
+    body = exchange.json()
+    options = body.get("stream_options")
+    if body.get("stream") is not True or not (options is None or isinstance(options, dict)):
+        return False  # not a stream, or something that validation will refuse
+    if options and options.get("include_usage"):
+        return False
+    exchange.replace_body({**body, "stream_options": {**(options or {}), "include_usage": True}})
+    return True
+
+
+class Watch:
+    """Passes an answer on and reads its usage."""
+
+    def __init__(self, send: Send, *, hide: bool):
+        self.out, self.hide = send, hide
+        self.status, self.stream, self.ended = 0, False, False
+        self.usage: tuple[int, int] | None = None
+        self._pieces: list[bytes] = []
+
+    async def send(self, message: Message) -> None:
+        """Take one ASGI message."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            kind = next((v for k, v in message.get("headers", ()) if k.lower() == b"content-type"), b"")
+            self.stream = kind.startswith(b"text/event-stream")
+        elif message["type"] == "http.response.body":
+            self.ended = not message.get("more_body", False)
+            body = message.get("body", b"")
+            if self.status == 200 and self.stream and b'"usage"' in body:
+                message = {**message, "body": self._event(body)}
+            elif self.status == 200 and not self.stream:
+                self._pieces.append(body)
+                if self.ended:
+                    self.usage = usage_in(_parsed(b"".join(self._pieces)))
+        await self.out(message)
+
+    def _event(self, body: bytes) -> bytes:
+        """Return the events of a piece of a stream without the one that only we asked for."""
+        kept = []
+        for event in body.split(b"\n\n"):
+            data = _parsed(event.partition(b"data:")[2])
+            found = usage_in(data)
+            if found is not None:  # a stream of messages tells the input at its start and the output at its end
+                before = self.usage or (0, 0)
+                self.usage = (max(found[0], before[0]), max(found[1], before[1]))
+                if self.hide and data.get("choices") == []:
+                    continue
+            kept.append(event)
+        return b"\n\n".join(kept)
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None

@@ -1,0 +1,110 @@
+"""Dollars of the requests that this replica answered, as Prometheus series: the ledger of `models.cost`, live.
+
+    fovea_usd_total{model, tenant}                        what the answers cost here
+    fovea_cache_saved_usd_total{model, tenant}            what answers from a cache would have cost
+    fovea_vendor_usd_avoided_total{model, tenant, vendor_model}   what a vendor would have charged
+    fovea_money_tokens_total{model, tenant, kind}         tokens in and out that were priced
+    fovea_unpriced_answers_total{model}                   answers without usage (in no sum), or with images whose tokens
+                                                          are not known (in no vendor's sum)
+
+The sums are exact decimals; only the exposition turns them into floats.  A tenant is what the layer `identify` found,
+never what a client wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client.core import CounterMetricFamily
+
+from models.cost.ledger import Finished, Ledger, Tariff
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+    from serving.exchange import Exchange
+
+NOBODY = "default"
+"""Tenant of a request while the stack asks nobody for a key."""
+
+
+def usage_in(body: Any) -> tuple[int, int] | None:
+    """Return (prompt tokens, completion tokens) of an answer or of a stream's event, None where it has none.
+
+    Knows the forms of chat completions, completions and embeddings (`usage.prompt_tokens`), of responses
+    (`response.usage.input_tokens` in streams) and of messages (`message.usage` at the start, `usage` at the end).
+    """
+    if not isinstance(body, dict):
+        return None
+    for holder in (body, body.get("response"), body.get("message")):
+        usage = holder.get("usage") if isinstance(holder, dict) else None
+        if isinstance(usage, dict):
+            prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
+            completion = usage.get("completion_tokens", usage.get("output_tokens"))
+            if isinstance(prompt, int) or isinstance(completion, int):
+                return (prompt or 0, completion or 0)
+    return None
+
+
+class Money:
+    """Counts the answers of one model and shows the sums to Prometheus.
+
+    Args:
+        tariff: the stack's `money` section.
+        model: the model's name in the stack.
+        registry: where the series appear; None: nowhere.
+    """
+
+    def __init__(self, tariff: Tariff, model: str, registry: CollectorRegistry | None = REGISTRY):
+        self.model, self.ledger, self.unpriced = model, Ledger(tariff), 0
+        if registry is not None:
+            registry.register(self)
+
+    def finished(self, exchange: Exchange, usage: tuple[int, int] | None) -> None:
+        """Count one answered request; `usage` is the engine's own count."""
+        if usage is None:
+            self.unpriced += 1
+            return
+        known = bool(exchange.image_tokens) or not exchange.pictures
+        self.unpriced += not known
+        self.ledger.add(
+            Finished(
+                tenant=str(exchange.notes.get("tenant", NOBODY)),
+                model=self.model,
+                prompt_tokens=usage[0],
+                completion_tokens=usage[1],
+                image_tokens=exchange.image_tokens if known else None,
+                images=tuple((p.width, p.height) for p in exchange.pictures),
+                recalled=bool(exchange.notes.get("recalled")),
+            )
+        )
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the series (Prometheus calls this)."""
+        who = ["model", "tenant"]
+        own = CounterMetricFamily("fovea_usd", "Dollars that answers cost here.", labels=who)
+        saved = CounterMetricFamily("fovea_cache_saved_usd", "Dollars that answers from a cache saved.", labels=who)
+        vendor = CounterMetricFamily(
+            "fovea_vendor_usd_avoided",
+            "Dollars that a vendor would have charged (priced, not measured).",
+            labels=[*who, "vendor_model"],
+        )
+        tokens = CounterMetricFamily("fovea_money_tokens", "Tokens of priced answers.", labels=[*who, "kind"])
+        for (tenant, model), one in self.ledger.accounts.items():
+            own.add_metric([model, tenant], float(one.own_usd))
+            saved.add_metric([model, tenant], float(one.cache_saved_usd))
+            tokens.add_metric([model, tenant, "prompt"], one.prompt_tokens)
+            tokens.add_metric([model, tenant, "completion"], one.completion_tokens)
+            for name, usd in one.avoided_usd.items():
+                vendor.add_metric([model, tenant, name], float(usd))
+        unpriced = CounterMetricFamily("fovea_unpriced_answers", "Answers that lack a price.", labels=["model"])
+        unpriced.add_metric([self.model], self.unpriced)
+        return [own, saved, vendor, tokens, unpriced]
+
+    @property
+    def usd(self) -> Decimal:
+        """Dollars that all answers cost here, exact."""
+        return sum((one.own_usd for one in self.ledger.accounts.values()), Decimal(0))
