@@ -1,11 +1,15 @@
 """Train an embedded model from nothing: `python -m models.embedded.train --family qwen2_5_vl --out DIR`.
 
-Two stages, both seeded:
+Three stages, all seeded:
 
 1. *look*: the vision tower alone learns to name colour and shape and to find the box (linear heads, thrown away after).
    A tower that already sees makes the second stage several times shorter than training end to end on words alone.
 2. *answer*: the whole model learns to answer; the loss is on the answer's tokens only.  Several questions share one
    picture, so that the tower runs once for them.
+
+3. *verify*: the yes/no questions, with yes as often as no.  Among the published ones the answer no to "is there a blue
+   shape?" is right seven times in eight, which a model learns before it learns to look; a balanced stage ends that.
+   Families that got over it in the second stage do without.
 
 Pictures: half of the published easy-VQA training split (mirrored at random), half rendered (`shapes.py`).  A part of
 the published *training* pictures is held out to follow progress; the test split is never read.  A run that is
@@ -37,10 +41,32 @@ from models.support.files import write_json
 CANVASES = ((64, 48), (64, 48), (48, 64), (80, 48), (48, 80), (96, 32), (32, 96))
 # the second stage of each family; PaliGemma also learns to find boxes
 SCHEDULES = {
-    "qwen2_5_vl": {"answer_steps": 2800, "warm_steps": 60, "hold_steps": 1800, "dense_steps": 1000},
-    "paligemma": {"answer_steps": 3500, "warm_steps": 105, "hold_steps": 2100, "dense_steps": 1750},
+    "qwen2_5_vl": {
+        "answer_steps": 2800,
+        "warm_steps": 60,
+        "hold_steps": 1800,
+        "dense_steps": 1000,
+        "answer_stop": 2000,
+        "verify_steps": 1100,
+    },
+    "paligemma": {
+        "answer_steps": 3500,
+        "warm_steps": 105,
+        "hold_steps": 2100,
+        "dense_steps": 1750,
+        "answer_stop": 3500,
+        "verify_steps": 0,
+    },
 }
-QUICK = {"look_steps": 600, "answer_steps": 500, "warm_steps": 20, "hold_steps": 250, "dense_steps": 200}
+QUICK = {
+    "look_steps": 600,
+    "answer_steps": 400,
+    "warm_steps": 20,
+    "hold_steps": 400,
+    "dense_steps": 200,
+    "answer_stop": 400,
+    "verify_steps": 300,
+}
 SAVE_EVERY = 500
 HELD_OUT = 200  # published training pictures kept out of training to follow progress
 
@@ -50,7 +76,8 @@ class Recipe:
     """Everything that decides the result; written to the manifest.
 
     `warm_steps`, `hold_steps` and `dense_steps` are of the second stage: linear warm-up of the learning rate, where its
-    decay begins, and over how many steps the share of naming questions falls from 0.9 to 0.3.
+    decay begins, and over how many steps the share of naming questions falls from 0.9 to 0.3; `answer_stop` is where the
+    second stage ends, before or at the end of its schedule.
     """
 
     family: str
@@ -60,6 +87,9 @@ class Recipe:
     warm_steps: int = 60
     hold_steps: int = 1800
     dense_steps: int = 1000
+    answer_stop: int = 2000
+    verify_steps: int = 1100
+    verify_rate: float = 1.0e-3
     pictures: int = 24
     questions: int = 8
     look_rate: float = 1.5e-3
@@ -76,7 +106,7 @@ class Progress:
     stage: str = "look"
     step: int = 0
     seconds: float = 0.0
-    curve: list[dict[str, float]] = field(default_factory=list)
+    curve: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Pictures:
@@ -89,7 +119,7 @@ class Pictures:
         self.scenes = [_scene_of(item) for item in self.published]
 
     def batch(
-        self, rng: np.random.Generator, dense: float, canvases: bool, detect: bool
+        self, rng: np.random.Generator, dense: float, canvases: bool, detect: bool, balanced: bool = False
     ) -> tuple[np.ndarray, list[shapes.Scene | None], list[list[tuple[str, str]]]]:
         """Return pixels (pictures, height, width, 3), the scenes (None where unknown), questions per picture."""
         canvas = CANVASES[rng.integers(len(CANVASES))] if canvases and rng.random() < 0.25 else (64, 64)
@@ -104,6 +134,8 @@ class Pictures:
             else:
                 picture, scene = shapes.render(rng, bool(rng.random() < self.recipe.varied_share), canvas)
                 published, array = (), np.asarray(picture)
+            if balanced and scene is not None:
+                published = ()
             pixels.append(array)
             scenes.append(scene)
             questions.append([self._ask(rng, scene, published, dense, detect) for _ in range(self.recipe.questions)])
@@ -157,10 +189,12 @@ def look_loss(arch: Architecture, model: Any, heads: Any, data: Pictures, rng: n
     return loss + 2 * functional.l1_loss(heads["box"](pooled)[boxed], box[boxed])
 
 
-def answer_loss(arch: Architecture, model: Any, data: Pictures, rng: np.random.Generator, dense: float) -> torch.Tensor:
+def answer_loss(
+    arch: Architecture, model: Any, data: Pictures, rng: np.random.Generator, dense: float, balanced: bool = False
+) -> torch.Tensor:
     """Return the cross-entropy of the answers' tokens, given picture and question."""
     qwen = isinstance(arch, QwenVL)
-    pixels, _, questions = data.batch(rng, dense, canvases=qwen, detect=not qwen)
+    pixels, _, questions = data.batch(rng, dense, canvases=qwen, detect=not qwen and not balanced, balanced=balanced)
     hidden, targets = forward(arch, model, pixels, questions)
     at = targets != -100
     return functional.cross_entropy(arch.logits(model, hidden[at]).float(), targets[at])
@@ -261,9 +295,21 @@ def train(recipe: Recipe, out: Path, threads: int, report_every: int = 100) -> N
         print(f"continues at {progress.stage} step {progress.step}", flush=True)
     tower = [*arch_tower(arch, model), *heads.parameters()]
     look, answer = recipe.look_steps, recipe.answer_steps
-    for stage, steps, peak, warm, hold, parameters in (
-        ("look", look, recipe.look_rate, look * 3 // 100, look * 6 // 10, tower),
-        ("answer", answer, recipe.answer_rate, recipe.warm_steps, recipe.hold_steps, list(model.parameters())),
+    verify, everything = recipe.verify_steps, list(model.parameters())
+    for number, (stage, stop, steps, peak, warm, hold, parameters) in enumerate(
+        (
+            ("look", look, look, recipe.look_rate, look * 3 // 100, look * 6 // 10, tower),
+            (
+                "answer",
+                recipe.answer_stop,
+                answer,
+                recipe.answer_rate,
+                recipe.warm_steps,
+                recipe.hold_steps,
+                everything,
+            ),
+            ("verify", verify, verify, recipe.verify_rate, verify * 3 // 100, verify * 6 // 10, everything),
+        )
     ):
         if progress.stage != stage:
             continue
@@ -273,34 +319,36 @@ def train(recipe: Recipe, out: Path, threads: int, report_every: int = 100) -> N
         if state is not None and state["progress"]["stage"] == stage:
             optimizer.load_state_dict(state["optimizer"])
         began, running = time.monotonic() - progress.seconds, 0.0
-        while progress.step < steps:
-            rng = np.random.default_rng([recipe.seed, stage == "answer", progress.step])
+        while progress.step < stop:
+            rng = np.random.default_rng([recipe.seed, number, progress.step])
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(progress.step, steps, peak, warm, hold)
             dense = max(0.3, 0.9 - 0.6 * progress.step / recipe.dense_steps)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 if stage == "look":
                     loss = look_loss(arch, model, heads, data, rng)
-                else:
+                elif stage == "answer":
                     loss = answer_loss(arch, model, data, rng, dense)
+                else:
+                    loss = answer_loss(arch, model, data, rng, dense=0.15, balanced=True)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             progress.step += 1
             running += float(loss.detach())
-            if progress.step % report_every == 0 or progress.step == steps:
+            if progress.step % report_every == 0 or progress.step == stop:
                 progress.seconds = time.monotonic() - began
                 row = {"step": progress.step, "loss": running / report_every, "seconds": round(progress.seconds, 1)}
-                if stage == "answer" and (progress.step % (5 * report_every) == 0 or progress.step == steps):
+                if stage != "look" and (progress.step % (2 * report_every) == 0 or progress.step == stop):
                     row["held_out_accuracy"] = held_out_accuracy(arch, model, data)
-                progress.curve.append({"answering": float(stage == "answer"), **row})
+                progress.curve.append({"stage": stage, **row})
                 print(stage, json.dumps(row), flush=True)
                 running = 0.0
             if progress.step % SAVE_EVERY == 0:
                 _save_state(saved, recipe, model, heads, optimizer, progress)
-        if stage == "look":
-            progress.stage, progress.step = "answer", 0
+        if stage != "verify":
+            progress.stage, progress.step = ("answer", "verify")[number], 0
     _finish(arch, model, recipe, progress, out, threads)
 
 
