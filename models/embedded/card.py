@@ -48,7 +48,7 @@ def record(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
         "golden": golden,
         "through": "fovea serve (Ray Serve, HAProxy, vLLM), fovea models evaluate",
         "accuracy": report["accuracy"],
-        "categories": report["categories"],
+        "categories": report["by_category"],
         "calibration": {"ece": report["calibration"]["ece"]},
         "versions": report["versions"],
     }
