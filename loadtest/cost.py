@@ -20,6 +20,7 @@ from typing import Any
 from loadtest.config import Hardware
 from loadtest.stats import Figure
 from loadtest.workloads.base import Shape
+from models.cost.ledger import usd_per_request
 
 FORMULA = "usd_per_hour / (3600 * throughput_rps * utilization); per correct answer: divided by accuracy"
 CHARS_PER_TOKEN = 4  # for text whose tokens the server did not count
@@ -38,7 +39,7 @@ def per_query(hardware: Hardware, throughput: Figure) -> dict[str, Any]:
     def dollars(rps: float | None) -> float | None:
         if rps is None or rps <= 0:
             return None
-        return money(hardware.usd_per_hour / (3600 * Decimal(repr(rps)) * hardware.utilization))
+        return money(usd_per_request(hardware.usd_per_hour, Decimal(repr(rps)), hardware.utilization))
 
     value = dollars(throughput.value)
     figure: dict[str, Any] = {

@@ -72,14 +72,14 @@ def from_report(data: Mapping[str, Any], stated: Mapping[str, Any], where: str) 
                 f"measured, n = {usage['requests']:,}; {usage['text_tokens_from']}",
             )
         )
-    elif "serving" not in stated or "query" not in stated:
+    else:
         fix = "give query in the forecast"
         raise UsageError(f"the usage is not known: {usage['note']}", field=f"{where}: query", fix=fix)
-    if right["value"]:
-        fill("success_rate", repr(right["value"]), f"{right['value']:.2%}", f"measured, n = {right['n']:,}")
+    if right["value"] or "success_rate" in stated:
+        fill("success_rate", repr(right["value"]), f"{right['value'] or 0:.2%}", f"measured, n = {right['n']:,}")
     elif right["n"] == 0:
         fill("success_rate", 1, "100 %", "answers were not scored: every answered query counts as right")
-    elif "success_rate" not in stated:
+    else:
         raise UsageError("no answer was right, so there is no price of a right one", field="accuracy", value=0)
     values["serving"] = _serving(data, stated.get("serving"), where, notes)
     serving = values["serving"]

@@ -82,6 +82,8 @@ def from_metrics(where: str, now: Callable[[], float] = time.time) -> dict[str, 
     buckets: dict[float, float] = {}
 
     def add(name: str, value: float) -> None:
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} is {value}")
         sums[name] = sums.get(name, Decimal(0)) + Decimal(repr(value))
 
     try:

@@ -1,0 +1,118 @@
+"""Measured usage in groups, and the ledger: exact sums, whatever the order and the grouping."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.cost.ledger import Account, Finished, Ledger, Tariff, bill, cents, total, usd_per_request
+from models.cost.path import parse_forecast, path_cost, vendor_usd_per_query
+from models.cost.usage import MeasuredUsage, UsageGroup, group_usage, vendor_usd, vendor_usd_of
+from models.prices import load_prices
+from models.support.errors import UsageError
+
+BOOK = load_prices()
+MODELS = ("gpt-4o", "gpt-4o-mini", "gemini-2.5-pro", "claude-sonnet-4-5", "gpt-5-nano")
+SIZES = st.sampled_from([(64, 64), (1024, 768), (800, 1200)])
+# text lengths on both sides of every long-context tier
+REQUEST = st.tuples(
+    st.lists(SIZES, max_size=3).map(tuple),
+    st.one_of(st.integers(0, 3000), st.integers(90_000, 400_000)),
+    st.integers(0, 2000),
+)
+
+
+@given(st.lists(REQUEST, min_size=1, max_size=12), st.sampled_from(MODELS))
+@settings(max_examples=80, deadline=None)
+def test_groups_cost_exactly_what_their_requests_cost(requests: list[tuple], model: str) -> None:
+    row = BOOK.find(model)
+    one_by_one = sum((vendor_usd(row, *request) for request in requests), Decimal(0))
+    usage = group_usage(requests)
+    assert vendor_usd_of(row, usage) == one_by_one
+    assert usage.requests == len(requests)
+    assert usage.text_tokens == sum(r[1] for r in requests) and usage.output_tokens == sum(r[2] for r in requests)
+    assert MeasuredUsage.model_validate(usage.model_dump(mode="json")) == usage
+
+
+@given(REQUEST, st.integers(0, 5000), st.sampled_from(MODELS))
+@settings(max_examples=60, deadline=None)
+def test_more_never_costs_less_and_batch_never_more(request_: tuple, more: int, model: str) -> None:
+    row, (images, text, output) = BOOK.find(model), request_
+    price = vendor_usd(row, images, text, output)
+    assert vendor_usd(row, images, text + more, output) >= price
+    assert vendor_usd(row, images, text, output + more) >= price
+    assert vendor_usd(row, (*images, (64, 64)), text, output) >= price
+    assert vendor_usd(row, images, text, output, batch=Decimal(1)) <= price
+
+
+def test_a_forecast_with_measured_usage_prices_that() -> None:
+    group = UsageGroup(images=((1024, 1024),), requests=4, text_tokens=400, output_tokens=200)
+    base = {
+        "queries_per_month": 1000,
+        "query": {"width": 8, "height": 8, "images": 0, "text_tokens": 1, "output_tokens": 1},
+        "success_rate": 1,
+        "serving": {"kind": "vendor", "model": "gpt-4o"},
+    }
+    forecast = parse_forecast({**base, "measured": {"groups": [group.model_dump()]}})
+    each = (865 * Decimal("2.50") + 50 * 10) / 10**6  # 765 image tokens and 100 of text
+    assert vendor_usd_per_query("gpt-4o", forecast, BOOK) == each
+    assert path_cost(forecast, BOOK).usd_per_month == 1000 * each
+
+
+TARIFF = Tariff(usd_per_hour="0.80", capacity_rps=4, utilization=0.5, against=("gpt-4o",))
+
+
+def test_ledger_by_hand() -> None:
+    each = Decimal("0.80") / 7200
+    assert TARIFF.usd_per_request == each == usd_per_request(Decimal("0.80"), Decimal(4), Decimal("0.5"))
+    ledger = Ledger(TARIFF)
+    one = Finished("a", "m", prompt_tokens=440, completion_tokens=50, image_tokens=340, images=((1024, 1024),))
+    ledger.add(one)
+    account = ledger.accounts["a", "m"]
+    assert account.own_usd == each and account.cache_saved_usd == 0
+    assert account.avoided_usd == {"gpt-4o": (865 * Decimal("2.50") + 500) / 10**6}  # 100 of text, 765 of the image
+    ledger.add(Finished("a", "m", 440, 50, 340, ((1024, 1024),), recalled=True))
+    assert account.own_usd == each and account.cache_saved_usd == each and account.requests == 2
+    ledger.add(Finished("a", "m", 440, 50, None, ((1024, 1024),)))  # nobody knows what its image took
+    assert account.avoided_usd["gpt-4o"] == 2 * (865 * Decimal("2.50") + 500) / 10**6
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 500), st.integers(0, 99)), max_size=30), st.randoms())
+@settings(max_examples=40, deadline=None)
+def test_totals_are_the_sum_of_the_lines_in_any_order(rows: list[tuple[str, int, int]], random: object) -> None:
+    requests = [Finished(tenant, "m", prompt, output) for tenant, prompt, output in rows]
+    first = bill(requests, TARIFF)
+    random.shuffle(requests)  # type: ignore[attr-defined]
+    assert bill(requests, TARIFF) == first
+    ledger = Ledger(TARIFF)
+    for one in requests:
+        ledger.add(one)
+    whole: Account = total(ledger.accounts)
+    assert whole.own_usd == sum((a.own_usd for a in ledger.accounts.values()), Decimal(0))
+    assert first["total"]["own_usd"] == cents(whole.own_usd) and first["total"]["requests"] == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"against": ("gpt-4oo",)}, "did you mean gpt-4o"),
+        ({"against": ("gpt-4o", "gpt-4o")}, "twice"),
+        ({"usd_per_hour": "-1"}, "must not be negative"),
+        ({"usd_per_hour": 0.8}, "quoted decimal text"),
+        ({"capacity_rps": 0}, "greater than 0"),
+        ({"prices": "/nowhere.yaml"}, "cannot read"),
+    ],
+)
+def test_a_wrong_tariff(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Tariff.model_validate({"usd_per_hour": "1", "capacity_rps": 1, **change})
+
+
+def test_an_old_price_is_taken_for_an_old_day() -> None:
+    import datetime as dt
+
+    with pytest.raises(UsageError, match="no price of gpt-4o on that day"):
+        Ledger(TARIFF, on=dt.date(2001, 1, 1)).add(Finished("a", "m", 1, 1))

@@ -1,0 +1,170 @@
+"""The money layer: what it counts, what it keeps from the client, and that it is not there unasked."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from serving.errors import ApiError
+from serving.exchange import KEY, Exchange, exchange_of
+from serving.layers import LAYERS
+from serving.layers.money import Count
+from serving.money import Money, usage_in
+from serving.stack import parse_stack
+from tests.serving.asgi import JSON, Answer, call, scope_of
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+STACK: dict[str, Any] = {
+    "models": [{"name": "m", "source": "embedded:qwen2_5_vl"}],
+    "money": {"usd_per_hour": "0.36", "capacity_rps": 1, "against": ["gpt-4o"]},
+}
+EACH = Decimal("0.0001")
+USAGE = {"prompt_tokens": 400, "completion_tokens": 10, "total_tokens": 410}
+ANSWER = {"choices": [{"message": {"content": 'say "usage"'}}], "usage": USAGE}
+
+
+class Engine:
+    """Answers with what it was given; keeps the body that it saw."""
+
+    def __init__(self, *pieces: bytes, status: int = 200, kind: bytes = b"application/json"):
+        self.pieces, self.status, self.kind = pieces, status, kind
+        self.saw: dict[str, Any] = {}
+        self.fails: Exception | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchange_of(scope)
+        self.saw = exchange.json() if exchange.body else {}
+        if self.fails is not None:
+            raise self.fails
+        await send({"type": "http.response.start", "status": self.status, "headers": [(b"content-type", self.kind)]})
+        for piece in self.pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def layer(engine: Engine) -> Count:
+    stack = parse_stack(STACK)
+    assert stack.money is not None
+    count = Count(engine, stack, stack.models[0])
+    count.book = Money(stack.money, "m", registry=None)
+    return count
+
+
+async def ask(count: Count, body: dict[str, Any], path: str = "/v1/chat/completions", canary: bool = False) -> Answer:
+    made = scope_of("POST", path, JSON, **({"fovea.canary": True} if canary else {}))
+    made[KEY] = Exchange("r", body=json.dumps(body).encode())
+    return await call(count, made)
+
+
+def events(*values: dict[str, Any] | str) -> list[bytes]:
+    return [f"data: {v if isinstance(v, str) else json.dumps(v, separators=(',', ':'))}\n\n".encode() for v in values]
+
+
+DELTA = {"choices": [{"delta": {"content": "yes"}}]}
+LAST = {"choices": [], "usage": USAGE}
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No series in the process's registry."""
+    monkeypatch.setattr(Count, "money", {"m": None})
+
+
+async def test_a_whole_answer_is_counted_and_passed_on_as_it_is() -> None:
+    engine = Engine(json.dumps(ANSWER).encode())
+    count = layer(engine)
+    answer = await ask(count, {"model": "m"})
+    assert json.loads(answer.body) == ANSWER and engine.saw == {"model": "m"}
+    account = count.book.ledger.accounts["default", "m"]
+    assert account.own_usd == EACH == count.book.usd and account.prompt_tokens == 400
+    assert account.avoided_usd["gpt-4o"] == (400 * Decimal("2.50") + 10 * 10) / 10**6
+
+
+async def test_a_stream_is_asked_for_its_usage_which_the_client_does_not_see() -> None:
+    engine = Engine(*events(DELTA, LAST, "[DONE]"), kind=b"text/event-stream")
+    count = layer(engine)
+    answer = await ask(count, {"model": "m", "stream": True, "stream_options": {"other": 1}})
+    assert engine.saw["stream_options"] == {"other": 1, "include_usage": True}
+    assert answer.body == b"".join(events(DELTA, "[DONE]"))
+    assert count.book.ledger.accounts["default", "m"].completion_tokens == 10
+
+
+async def test_a_client_that_asks_for_usage_gets_it() -> None:
+    engine = Engine(b"".join(events(DELTA, LAST, "[DONE]")), kind=b"text/event-stream")
+    count = layer(engine)
+    answer = await ask(count, {"model": "m", "stream": True, "stream_options": {"include_usage": True}})
+    assert answer.body == b"".join(events(DELTA, LAST, "[DONE]"))
+    assert count.book.ledger.accounts["default", "m"].requests == 1
+
+
+async def test_a_stream_of_messages_tells_input_and_output_apart() -> None:
+    start = {"type": "message_start", "message": {"usage": {"input_tokens": 30, "output_tokens": 0}}}
+    end = {"type": "message_delta", "usage": {"output_tokens": 7}}
+    count = layer(Engine(*events(start, end), kind=b"text/event-stream"))
+    await ask(count, {"model": "m", "stream": True}, "/v1/messages")
+    account = count.book.ledger.accounts["default", "m"]
+    assert (account.prompt_tokens, account.completion_tokens) == (30, 7)
+
+
+async def test_what_failed_or_asked_for_nothing_costs_nothing() -> None:
+    for engine in (Engine(b"{}", status=500), Engine(json.dumps(ANSWER).encode())):
+        count = layer(engine)
+        if engine.status == 200:
+            await ask(count, {}, "/tokenize")
+            await ask(count, {}, canary=True)
+        else:
+            await ask(count, {})
+        assert count.book.ledger.accounts == {} and count.book.unpriced == 0
+    engine = Engine()
+    engine.fails = ApiError(400, "no", kind="bad")
+    count = layer(engine)
+    with pytest.raises(ApiError):
+        await ask(count, {})
+    assert count.book.ledger.accounts == {}
+
+
+async def test_an_answer_without_usage_is_said_to_have_no_price() -> None:
+    for body in (b"{}", b"not json", b'{"usage": null}', b'{"usage": {"prompt_tokens": "9"}}', b"[]"):
+        count = layer(Engine(body))
+        assert (await ask(count, {})).body == body
+        assert count.book.unpriced == 1 and count.book.ledger.accounts == {}
+
+
+@pytest.mark.parametrize("options", ["x", 3, []])
+async def test_what_validation_will_refuse_is_left_to_it(options: object) -> None:
+    engine = Engine(b"{}")
+    await ask(layer(engine), {"stream": True, "stream_options": options})
+    assert engine.saw["stream_options"] == options
+
+
+def test_usage_of_every_form() -> None:
+    assert usage_in({"usage": USAGE}) == (400, 10)
+    assert usage_in({"response": {"usage": {"input_tokens": 3, "output_tokens": 4}}}) == (3, 4)
+    assert usage_in({"usage": {"prompt_tokens": 5}}) == (5, 0)
+    assert usage_in("x") is None and usage_in({"usage": {}}) is None
+
+
+def test_series_and_tenants() -> None:
+    tariff = parse_stack(STACK).money
+    assert tariff is not None
+    registry = CollectorRegistry()
+    money = Money(tariff, "m", registry)
+    money.finished(Exchange("r", notes={"tenant": "red"}), (100, 1))
+    money.finished(Exchange("r", notes={"tenant": "red", "recalled": True}), (100, 1))
+    money.finished(Exchange("r"), None)
+    text = generate_latest(registry).decode()
+    assert 'fovea_usd_total{model="m",tenant="red"} 0.0001' in text
+    assert 'fovea_cache_saved_usd_total{model="m",tenant="red"} 0.0001' in text
+    assert 'fovea_vendor_usd_avoided_total{model="m",tenant="red",vendor_model="gpt-4o"} 0.00052' in text
+    assert 'fovea_unpriced_answers_total{model="m"} 1.0' in text
+
+
+def test_without_the_section_the_layer_is_not_there() -> None:
+    enabled = next(enabled for enabled, made in LAYERS if made is Count)
+    assert enabled(parse_stack(STACK)) and not enabled(parse_stack({"models": STACK["models"]}))

@@ -1,0 +1,145 @@
+"""One recorded day of requests: the load test's report, the server's metrics and the bill agree to the cent.
+
+Each gets there its own way: the report from packed records and groups of like requests, the metrics request by request
+through the serving layer and Prometheus' text, the bill from the recorded lines.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import random
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from loadtest.config import make_config
+from loadtest.histogram import Histogram
+from loadtest.recorder import RECORD
+from loadtest.report import build_report
+from loadtest.workloads.base import Item, ListWorkload, Shape
+from models.cost.ledger import CENT, Finished, Tariff, bill
+from models.image_tokens import image_tokens
+from serving.exchange import Exchange
+from serving.media import Picture
+from serving.money import Money
+
+MODEL, DAY, N = "qwen2.5-vl-7b", 86_400.0, 3_000
+AGAINST = ("gpt-4o", "gpt-4o-mini", "gemini-2.5-flash", "claude-sonnet-4-5")
+PIXEL = Image.new("RGB", (1, 1))  # only the size that was screened counts
+SHAPES = (Shape(1024, 768, 1, 200), Shape(640, 480, 2, 80), Shape(0, 0, 0, 900), Shape(333, 1777, 1, 40))
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The day's log, as a file would have it: one JSON object per request, some of them failed."""
+    chance = random.Random(4)
+    path: Path = tmp_path_factory.mktemp("day") / "day.jsonl"
+    with path.open("w") as file:
+        for number in range(N):
+            which = chance.randrange(len(SHAPES))
+            shape = SHAPES[which]
+            images = [[shape.width, shape.height]] * shape.images
+            inside = sum(image_tokens(MODEL, width, height).tokens for width, height in images)
+            one = {
+                "at": number * DAY / N,
+                "tenant": chance.choice(["red", "blue"]),
+                "ok": chance.random() > 0.02,
+                "which": which,
+                "images": images,
+                "image_tokens": inside,
+                "prompt_tokens": inside + chance.randrange(5, 800),
+                "completion_tokens": chance.randrange(1, 300),
+            }
+            file.write(json.dumps(one) + "\n")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def report_of(recorded: list[dict[str, Any]], usd_per_hour: str) -> dict[str, Any]:
+    items = [Item(f"i{i}", (), shape=shape) for i, shape in enumerate(SHAPES)]
+    workload = ListWorkload("day", items, "sha256:0")
+    records = np.zeros(len(recorded), dtype=RECORD)
+    for row, one in zip(records, recorded, strict=True):
+        for name in ("intended", "dispatched", "sent", "first", "last"):
+            row[name] = one["at"]
+        row["end"], row["kind"], row["status"] = one["at"] + 0.5, 0 if one["ok"] else 1, 200 if one["ok"] else 500
+        row["item"], row["chunks"], row["correct"] = one["which"], 1, -1
+        row["prompt_tokens"] = one["prompt_tokens"] if one["ok"] else -1
+        row["completion_tokens"] = one["completion_tokens"] if one["ok"] else -1
+    summary = {
+        "gaps": [Histogram().to_dict()], "lag": Histogram().to_dict(), "cpu": 0.1, "elapsed": DAY, "interrupted": False,
+        "failure": None, "examples": {}, "repeats": 0, "busted": 0, "wrong": [], "peak_connections": 1,
+    }  # fmt: skip
+    config = make_config(
+        url="http://127.0.0.1:1/v1",
+        model=MODEL,
+        classes=({"name": "main", "workload": "day", "rate": N / DAY},),
+        duration_s=DAY,
+        hardware={"usd_per_hour": usd_per_hour, "utilization": "0.7"},
+    )
+    started = dt.datetime(2026, 11, 20, tzinfo=dt.UTC)
+    return build_report(config, [workload], records, [summary], started=started, about={}, server={}).data
+
+
+def test_report_metrics_and_bill_agree_to_the_cent(recorded: list[dict[str, Any]]) -> None:
+    answered = [one for one in recorded if one["ok"]]
+    report = report_of(recorded, "3.20")
+    run = report["money"]["run"]
+    assert report["usage"]["text_tokens_from"].endswith(MODEL) and not report["usage"]["sampled"]
+    assert run["answered"] == len(answered) < N
+
+    # what an operator would write into the stack's `money` section from that report
+    rate = f"{Decimal(report['throughput_rps']['n']) / Decimal(repr(report['load']['duration_s']))}"
+    given = {"usd_per_hour": "3.20", "capacity_rps": rate, "utilization": "0.7", "against": AGAINST}
+    tariff = Tariff.model_validate(given)
+
+    registry = CollectorRegistry()
+    money = Money(tariff, MODEL, registry)
+    for one in answered:
+        exchange = Exchange("r", image_tokens=one["image_tokens"], notes={"tenant": one["tenant"]})
+        exchange.pictures = [Picture(PIXEL, "", "PNG", width, height, 0) for width, height in one["images"]]
+        money.finished(exchange, (one["prompt_tokens"], one["completion_tokens"]))
+    shown: dict[str, Decimal] = {}
+    for family in text_string_to_metric_families(generate_latest(registry).decode()):
+        for sample in family.samples:
+            key = sample.labels.get("vendor_model", sample.name)
+            shown[key] = shown.get(key, Decimal(0)) + Decimal(repr(sample.value))
+
+    lines = bill(
+        (
+            Finished(
+                one["tenant"],
+                MODEL,
+                one["prompt_tokens"],
+                one["completion_tokens"],
+                one["image_tokens"],
+                tuple((w, h) for w, h in one["images"]),
+            )
+            for one in answered
+        ),
+        tariff,
+    )
+    total = lines["total"]
+    assert {line["tenant"] for line in lines["lines"]} == {"red", "blue"}
+    assert run["own_usd"] == total["own_usd"] == f"{shown['fovea_usd_total'].quantize(CENT)}"
+    assert Decimal(total["own_usd"]) == (Decimal("3.20") * 24 / Decimal("0.7")).quantize(CENT)
+    for model in AGAINST:
+        assert run["vendor_usd"][model] == total["avoided_usd"][model] == f"{shown[model].quantize(CENT)}"
+        assert Decimal(total["avoided_usd"][model]) > 0
+    assert shown["fovea_unpriced_answers_total"] == 0
+
+
+def test_the_report_names_the_bill_of_every_model_of_the_book(recorded: list[dict[str, Any]]) -> None:
+    money = report_of(recorded, "3.20")["money"]
+    assert len(money["baselines"]) >= 12
+    assert all(row["label"] == "priced, not measured" and row["source"] for row in money["baselines"])
+    months = [Decimal(row["usd_per_month"]) for row in money["baselines"]]
+    assert months == sorted(months) and "right answer" not in money["sentence"]
+    parts = sum((Decimal(part["usd_per_month"]) for part in money["cost"]["parts"]), Decimal(0))
+    assert parts == Decimal(money["cost"]["usd_per_month"])
