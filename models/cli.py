@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from models.catalog_cli import add_fit, add_list, add_recommend, add_show
 from models.support.errors import UsageError
 
 # Every sub-command: name -> (help, function that adds its arguments and sets `run`).  Imports are inside the functions.
@@ -283,6 +284,10 @@ def _scorecard(args: argparse.Namespace) -> int:
 
 
 COMMANDS: dict[str, tuple[str, Adder]] = {
+    "list": ("list the catalog of model families", add_list),
+    "show": ("show what is known about a model family, with sources", add_show),
+    "fit": ("work out what fits on a GPU: weights, KV cache, activations", add_fit),
+    "recommend": ("recommend a model and an architecture, and say what would change it", add_recommend),
     "evaluate": ("ask a served model a golden set and score the answers", _add_evaluate),
     "compare": ("compare two evaluations item by item", _add_compare),
     "scorecard": ("weigh several evaluations against one another", _add_scorecard),
