@@ -154,7 +154,7 @@ def _show_variant(v: Variant) -> None:
 def image_size(text: str) -> tuple[int, int]:
     """argparse type: `1024x768` pixels."""
     match = re.fullmatch(r"(\d{1,6})[xX](\d{1,6})", text)
-    if not match or "0" in match.groups():
+    if not match or not int(match[1]) or not int(match[2]):
         raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT in pixels, for example 1024x768")
     return int(match[1]), int(match[2])
 

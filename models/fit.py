@@ -207,8 +207,9 @@ def _image_tokens(variant: Variant, load: Load) -> int:
         raise UsageError("takes no images", field="image", value=variant.name, fix="leave --image out")
     try:
         return variant.image.tokens(*load.image)
-    except ValueError as error:
-        raise UsageError(str(error), field="image", value="{}x{}".format(*load.image)) from error
+    except (ValueError, UsageError) as error:
+        reason = error.message if isinstance(error, UsageError) else str(error)
+        raise UsageError(reason, field="image", value="{}x{}".format(*load.image)) from error
 
 
 def fit(variant: Variant, memory_gib: float, load: Load, *, gpu: Gpu | None = None) -> Fit:
