@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import orjson
 
 from serving.exchange import FORMS, Exchange, api_path, content_type, exchange_of
+from serving.layers.screen import CHAT
 from serving.money import Money, usage_in
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
     from serving.stack import Model, Stack
 
-ANSWERS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings")
-ASKABLE = ("/v1/chat/completions", "/v1/completions")
+ANSWERS = (CHAT, "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings")
+ASKABLE = (CHAT, "/v1/completions")
 
 
 class Count:
@@ -62,7 +63,9 @@ def _ask(exchange: Exchange, scope: Scope) -> bool:
         return False  # not a stream, or something that validation will refuse
     if options and options.get("include_usage"):
         return False
-    exchange.replace_body({**body, "stream_options": {**(options or {}), "include_usage": True}})
+    body["stream_options"] = {**(options or {}), "include_usage": True}
+    if api_path(scope) != CHAT:  # chat is answered from the parsed body: no need to write its images again
+        exchange.replace_body(body)
     return True
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import tempfile
 import threading
 from decimal import Decimal
@@ -21,6 +22,7 @@ from fovea import main
 from loadtest.roi import compute, parse_roi
 from loadtest.roi_data import from_metrics
 from models.cost.articles import worked_examples
+from models.cost.ledger import Tariff
 from models.support.errors import UsageError
 
 MONTH_S = 730 * 3600
@@ -216,3 +218,12 @@ def test_metrics_without_requests(tmp_path: Path, text: str) -> None:
     (tmp_path / "m").write_text(text)
     with pytest.raises(UsageError, match="metrics"):
         from_metrics(str(tmp_path / "m"))
+
+
+def test_the_documents_examples_are_valid() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "money.md").read_text(encoding="utf-8")
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.S)]
+    roi = next(block for block in blocks if "benefits" in block)
+    assert len(parse_roi(roi, "docs").benefits) == 4
+    money = next(block["money"] for block in blocks if "money" in block)
+    assert Tariff.model_validate({**money, "prices": None}).against

@@ -95,6 +95,14 @@ async def test_a_stream_is_asked_for_its_usage_which_the_client_does_not_see() -
     assert count.book.ledger.accounts["default", "m"].completion_tokens == 10
 
 
+async def test_completions_are_asked_in_the_body_itself() -> None:
+    count = layer(Engine(*events(DELTA, LAST), kind=b"text/event-stream"))
+    scope = scope_of("POST", "/v1/completions", JSON)
+    exchange = scope[KEY] = Exchange("r", body=b'{"stream": true, "prompt": "x"}')
+    await call(count, scope)
+    assert json.loads(exchange.body or b"")["stream_options"] == {"include_usage": True}
+
+
 async def test_a_client_that_asks_for_usage_gets_it() -> None:
     engine = Engine(b"".join(events(DELTA, LAST, "[DONE]")), kind=b"text/event-stream")
     count = layer(engine)
