@@ -31,7 +31,7 @@ def rows_of(part: Mapping[str, Any]) -> list[list[str]]:
         between,
         "",
         "",
-        "measured + forecast",
+        "see the assumptions",
     ]
     once = bool(part["one_time_usd"])
     return [own, *(_row(row, once) for row in part["baselines"])]
@@ -72,6 +72,12 @@ def add_cost(page: Page, part: Mapping[str, Any], *, headline: bool = True) -> N
         "costs. The interval takes the 95 % ends of throughput and accuracy together.",
         note=True,
     )
+    swings = [
+        [s["factor"], s["low_input"], usd(s["usd_at_low"]), s["high_input"], usd(s["usd_at_high"])]
+        for s in part["tornado"]
+    ]
+    head = ["assumption", "lower", "$/right answer", "higher", "$/right answer"]
+    page.add(details("What each assumption was moved to", table(head, swings)))
     bill = [[p["name"], usd(p["usd_per_month"]), p["how"]] for p in part["cost"]["parts"]]
     page.add(details("The arithmetic of every part", table(["part", "$ a month", "how"], bill, (0, 2))))
 

@@ -83,7 +83,7 @@ def tornado_plot(
     drawn = []
     for number, (name, low_input, high_input, low, high) in enumerate(rows):
         top = TOP + STEP * number
-        drawn.append(_label(name, f"{show(low)} at {low_input}, {show(high)} at {high_input}", top))
+        drawn.append(_label(name, f"{show(low)} lower, {show(high)} higher", top))
         for value, given, color in ((low, low_input, 2), (high, high_input, 1)):
             drawn.append(_bar(middle, axis.place(value, LEFT, RIGHT), top, color, f"{name} {given}: {show(value)}"))
         drawn.append(f'<line class="ref" x1="{middle:.1f}" x2="{middle:.1f}" y1="{top + 20}" y2="{top + 39}"/>')
