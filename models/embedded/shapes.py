@@ -157,7 +157,9 @@ def answer(question: str, scene: Scene) -> str:
     return "yes" if holds != negated else "no"
 
 
-def draw_question(rng: np.random.Generator, scene: Scene, dense: float, extra: float = 0.08) -> tuple[str, str]:
+def draw_question(
+    rng: np.random.Generator, scene: Scene, dense: float, extra: float = 0.08, negation: float = 0.5
+) -> tuple[str, str]:
     """Draw one question about `scene` and return it with its true answer.
 
     Args:
@@ -166,6 +168,7 @@ def draw_question(rng: np.random.Generator, scene: Scene, dense: float, extra: f
         dense: probability of a question whose answer names the colour or the shape (they teach the picture fastest);
             the rest are the published yes/no questions, half of them true.
         extra: probability of a caption or JSON question, which easy-VQA does not have.
+        negation: share of the yes/no questions that say "no" or "not".
     """
     draw = rng.random()
     if draw < extra:
@@ -180,7 +183,7 @@ def draw_question(rng: np.random.Generator, scene: Scene, dense: float, extra: f
     truth = scene.color if about_color else scene.shape
     others = [name for name in (COLORS if about_color else SHAPES) if name != truth]
     named = truth if rng.random() < 0.5 else others[rng.integers(len(others))]
-    negated = rng.random() < 0.5
+    negated = rng.random() < negation
     if about_color:
         question = _pick(rng, COLOR_NO_YES if negated else COLOR_YES_NO).format(color=named)
     else:

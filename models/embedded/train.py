@@ -9,6 +9,7 @@ Three stages, all seeded:
 
 3. *verify*: the yes/no questions, with yes as often as no.  Among the published ones the answer no to "is there a blue
    shape?" is right seven times in eight, which a model learns before it learns to look; a balanced stage ends that.
+   It begins without negations: what "there is" and "there is not" teach about looking cancels out until it is known.
    Families that got over it in the second stage do without.
 
 Pictures: half of the published easy-VQA training split (mirrored at random), half rendered (`shapes.py`).  A part of
@@ -47,7 +48,7 @@ SCHEDULES = {
         "hold_steps": 1800,
         "dense_steps": 1000,
         "answer_stop": 2000,
-        "verify_steps": 1100,
+        "verify_steps": 750,
     },
     "paligemma": {
         "answer_steps": 3500,
@@ -76,8 +77,8 @@ class Recipe:
     """Everything that decides the result; written to the manifest.
 
     `warm_steps`, `hold_steps` and `dense_steps` are of the second stage: linear warm-up of the learning rate, where its
-    decay begins, and over how many steps the share of naming questions falls from 0.9 to 0.3; `answer_stop` is where the
-    second stage ends, before or at the end of its schedule.
+    decay begins, and over how many steps the share of naming questions falls from 0.9 to 0.3; `answer_stop` is where
+    the second stage ends, before or at the end of its schedule.  The third has no negation in its first `plain_steps`.
     """
 
     family: str
@@ -88,7 +89,8 @@ class Recipe:
     hold_steps: int = 1800
     dense_steps: int = 1000
     answer_stop: int = 2000
-    verify_steps: int = 1100
+    verify_steps: int = 750
+    plain_steps: int = 300
     verify_rate: float = 1.0e-3
     pictures: int = 24
     questions: int = 8
@@ -119,9 +121,12 @@ class Pictures:
         self.scenes = [_scene_of(item) for item in self.published]
 
     def batch(
-        self, rng: np.random.Generator, dense: float, canvases: bool, detect: bool, balanced: bool = False
+        self, rng: np.random.Generator, dense: float, canvases: bool, detect: bool, balanced: float | None = None
     ) -> tuple[np.ndarray, list[shapes.Scene | None], list[list[tuple[str, str]]]]:
-        """Return pixels (pictures, height, width, 3), the scenes (None where unknown), questions per picture."""
+        """Return pixels (pictures, height, width, 3), the scenes (None where unknown), questions per picture.
+
+        With `balanced` no published question is drawn, and that share of the yes/no questions is negated.
+        """
         canvas = CANVASES[rng.integers(len(CANVASES))] if canvases and rng.random() < 0.25 else (64, 64)
         pixels, scenes, questions = [], [], []
         for _ in range(self.recipe.pictures):
@@ -134,11 +139,13 @@ class Pictures:
             else:
                 picture, scene = shapes.render(rng, bool(rng.random() < self.recipe.varied_share), canvas)
                 published, array = (), np.asarray(picture)
-            if balanced and scene is not None:
+            if balanced is not None and scene is not None:
                 published = ()
             pixels.append(array)
             scenes.append(scene)
-            questions.append([self._ask(rng, scene, published, dense, detect) for _ in range(self.recipe.questions)])
+            questions.append(
+                [self._ask(rng, scene, published, dense, detect, balanced) for _ in range(self.recipe.questions)]
+            )
         return np.stack(pixels), scenes, questions
 
     @staticmethod
@@ -148,6 +155,7 @@ class Pictures:
         published: tuple[tuple[str, str], ...],
         dense: float,
         detect: bool,
+        balanced: float | None,
     ) -> tuple[str, str]:
         """Draw one question: a published one half of the time where there are any, else one about the scene."""
         if published and (scene is None or rng.random() < 0.5):
@@ -155,7 +163,8 @@ class Pictures:
         assert scene is not None
         if detect and not published and rng.random() < 0.15:
             return f"detect {scene.shape}", locate(scene)
-        question, truth = shapes.draw_question(rng, scene, dense)
+        negation = 0.5 if balanced is None else balanced
+        question, truth = shapes.draw_question(rng, scene, dense, negation=negation)
         return (shapes.rephrase(rng, question) if rng.random() < 0.25 else question), truth
 
 
@@ -190,11 +199,18 @@ def look_loss(arch: Architecture, model: Any, heads: Any, data: Pictures, rng: n
 
 
 def answer_loss(
-    arch: Architecture, model: Any, data: Pictures, rng: np.random.Generator, dense: float, balanced: bool = False
+    arch: Architecture,
+    model: Any,
+    data: Pictures,
+    rng: np.random.Generator,
+    dense: float,
+    balanced: float | None = None,
 ) -> torch.Tensor:
     """Return the cross-entropy of the answers' tokens, given picture and question."""
     qwen = isinstance(arch, QwenVL)
-    pixels, _, questions = data.batch(rng, dense, canvases=qwen, detect=not qwen and not balanced, balanced=balanced)
+    pixels, _, questions = data.batch(
+        rng, dense, canvases=qwen, detect=not qwen and balanced is None, balanced=balanced
+    )
     hidden, targets = forward(arch, model, pixels, questions)
     at = targets != -100
     return functional.cross_entropy(arch.logits(model, hidden[at]).float(), targets[at])
@@ -330,7 +346,8 @@ def train(recipe: Recipe, out: Path, threads: int, report_every: int = 100) -> N
                 elif stage == "answer":
                     loss = answer_loss(arch, model, data, rng, dense)
                 else:
-                    loss = answer_loss(arch, model, data, rng, dense=0.15, balanced=True)
+                    plain = progress.step < recipe.plain_steps
+                    loss = answer_loss(arch, model, data, rng, dense=0.15, balanced=0.0 if plain else 0.5)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
