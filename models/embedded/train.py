@@ -48,7 +48,8 @@ SCHEDULES = {
         "hold_steps": 1800,
         "dense_steps": 1000,
         "answer_stop": 2000,
-        "verify_steps": 750,
+        "verify_steps": 1400,
+        "verify_hold": 1000,
     },
     "paligemma": {
         "answer_steps": 3500,
@@ -67,6 +68,8 @@ QUICK = {
     "dense_steps": 200,
     "answer_stop": 400,
     "verify_steps": 300,
+    "verify_hold": 200,
+    "plain_steps": 100,
 }
 SAVE_EVERY = 500
 HELD_OUT = 200  # published training pictures kept out of training to follow progress
@@ -89,8 +92,9 @@ class Recipe:
     hold_steps: int = 1800
     dense_steps: int = 1000
     answer_stop: int = 2000
-    verify_steps: int = 750
-    plain_steps: int = 300
+    verify_steps: int = 1400
+    verify_hold: int = 1000
+    plain_steps: int = 500
     verify_rate: float = 1.0e-3
     pictures: int = 24
     questions: int = 8
@@ -324,7 +328,7 @@ def train(recipe: Recipe, out: Path, threads: int, report_every: int = 100) -> N
                 recipe.hold_steps,
                 everything,
             ),
-            ("verify", verify, verify, recipe.verify_rate, verify * 3 // 100, verify * 6 // 10, everything),
+            ("verify", verify, verify, recipe.verify_rate, 22, recipe.verify_hold, everything),
         )
     ):
         if progress.stage != stage:
