@@ -163,6 +163,8 @@ def demo(args: argparse.Namespace) -> None:
         str(args.usd_per_hour),
         "--utilization",
         "0.4",
+        "--max-slip-ms",
+        "250",
         "--out",
         str(out / "loadtest"),
     )

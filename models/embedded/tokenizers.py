@@ -5,6 +5,7 @@ Both cover every Unicode string (unknown text falls back to bytes); their merges
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from models.embedded.shapes import corpus
@@ -114,6 +115,10 @@ def paligemma_tokenizer() -> PreTrainedTokenizerFast:
     raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     reserved = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
     raw.train_from_iterator(corpus(), trainers.BpeTrainer(vocab_size=1000, special_tokens=reserved, min_frequency=2))
+    # the trainer marks what is reserved as special, and a decoder may drop special tokens: bytes are text
+    state = json.loads(raw.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if not token["content"].startswith("<0x")]
+    raw = Tokenizer.from_str(json.dumps(state))
     raw.add_tokens([AddedToken("\n", special=False, normalized=False)])
     raw.add_special_tokens([AddedToken("<image>", special=True, normalized=False)])
     raw.add_tokens([AddedToken(f"<loc{i:04d}>", special=False, normalized=False) for i in range(1024)])
