@@ -92,7 +92,7 @@ def test_demo(tmp_path: Path) -> None:
     command += ["--questions", "60", "--seconds", "8", "--rate", "5"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, (done.stdout[-3000:], done.stderr[-3000:])
-    for needed in ("truth:", "accuracy", "p95", "gpt-4o", "report.html"):
+    for needed in ("truth:", "accuracy", "p95", "gpt-5", "report.html"):
         assert needed in done.stdout.lower() or needed in done.stdout, needed
     report = json.loads((tmp_path / "demo/loadtest/report.json").read_text())
     for key in (
