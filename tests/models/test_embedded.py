@@ -178,33 +178,3 @@ def test_a_partial_evaluation_is_not_recorded(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(UsageError, match="whole easy-VQA"):
         card.record(tmp_path, {"golden": {"name": "easy-vqa"}, "accuracy": {"n": 100, "value": 1.0}})
-
-
-def test_an_interrupted_training_continues_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed after a checkpoint and run again, it ends with the very weights of an uninterrupted run."""
-    from safetensors.torch import load_file
-
-    from models.embedded import train
-
-    tiny = train.Recipe(
-        "paligemma", look_steps=4, answer_steps=4, warm_steps=1, hold_steps=2, dense_steps=2, pictures=2, questions=2
-    )
-    monkeypatch.setattr(train, "HELD_OUT", 2)
-    train.train(tiny, tmp_path / "whole", threads=1, report_every=1)
-    real = train._save_state
-    saves = 0
-
-    def killed(*args: Any) -> None:
-        nonlocal saves
-        real(*args)
-        saves += 1
-        if saves == 1:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "SAVE_EVERY", 2)
-    monkeypatch.setattr(train, "_save_state", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train.train(tiny, tmp_path / "cut", threads=1, report_every=1)
-    train.train(tiny, tmp_path / "cut", threads=1, report_every=1)
-    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
-    assert all(bool((whole[key] == cut[key]).all()) for key in whole)
