@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
 from loadtest.config import RunConfig, make_config
 from tests.loadtest.server import Decide, Plan, Server
+
+
+class Addressed(Protocol):
+    """What can be loaded: anything with a base URL."""
+
+    @property
+    def url(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class At:
+    """A base URL alone, for servers that are no `Server`."""
+
+    url: str
 
 
 @pytest.fixture
@@ -37,7 +52,7 @@ def prompts(tmp_path: Path) -> str:
     return str(path)
 
 
-def config_for(server: Server, workload: str, **values: Any) -> RunConfig:
+def config_for(server: Addressed, workload: str, **values: Any) -> RunConfig:
     """Return a config against `server`; fields of the traffic class may be given along with those of the run."""
     fields = (
         "rate",

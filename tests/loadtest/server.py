@@ -48,7 +48,8 @@ class _Http(asyncio.Protocol):
         self._fresh()
 
     def _fresh(self) -> None:
-        self.url, self.body, self.headers = b"", b"", {}
+        self.url, self.body = b"", b""
+        self.headers: dict[str, str] = {}
         self.parser = httptools.HttpRequestParser(self)
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -13,14 +13,14 @@ import pytest
 from loadtest.client import Target, request_head
 from loadtest.run import run_load
 from models.support.errors import UsageError
-from tests.loadtest.conftest import config_for
+from tests.loadtest.conftest import Addressed, At, config_for
 from tests.loadtest.server import Plan, Server
 
 Serve = Callable[..., Server]
 WORDS = ("Grüße ", "— 形 ", "🔺", " fin", "")
 
 
-def run(server: Server, prompts: str, **values: Any) -> dict[str, Any]:
+def run(server: Addressed, prompts: str, **values: Any) -> dict[str, Any]:
     options = {"concurrency": 2, "requests": 6, "check_model": False, **values}
     return run_load(config_for(server, prompts, **options)).data
 
@@ -70,14 +70,14 @@ def test_an_error_inside_a_stream_is_an_error(prompts: str) -> None:
     event = b'data: {"error":{"message":"engine died"}}\n\ndata: [DONE]\n\n'
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: %d\r\n\r\n" % len(event)
     with raw_server(head + event) as url:
-        data = run(_At(url), prompts)
+        data = run(At(url), prompts)
     assert kinds(data) == {"stream": 6}
     assert "engine died" in data["errors_by_kind"][0]["examples"]
 
 
 def test_not_http_is_named(prompts: str) -> None:
     with raw_server(b"SSH-2.0-OpenSSH_9.2\r\n") as url:
-        data = run(_At(url), prompts, requests=2)
+        data = run(At(url), prompts, requests=2)
     assert kinds(data) == {"protocol": 2}
 
 
@@ -87,7 +87,7 @@ def test_interim_replies_and_bodies_ended_by_closing(prompts: str) -> None:
         b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n" + body
     )
     with raw_server(reply, close=True) as url:
-        data = run(_At(url), prompts, stream=False)
+        data = run(At(url), prompts, stream=False)
     assert (data["requests"], data["errors"], data["accuracy"]["value"]) == (6, 0, 1.0)
 
 
@@ -116,13 +116,6 @@ def test_a_limit_on_connections_shows_as_client_queue(serve: Serve, prompts: str
     assert data["queue_ms"]["p50"]["value"] > 500
     assert data["latency_ms"]["p50"]["value"] > 500 > data["service_ms"]["p50"]["value"]
     assert any("--max-connections" in text for text in data["warnings"])
-
-
-class _At:
-    """Just a URL, where a `Server` is expected."""
-
-    def __init__(self, url: str):
-        self.url = url
 
 
 @contextmanager

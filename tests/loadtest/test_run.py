@@ -143,7 +143,7 @@ def test_run_inside_a_running_loop(serve: Serve, prompts: str) -> None:
     import asyncio
 
     async def inside() -> int:
-        return run_load(config_for(serve(), prompts, concurrency=1, requests=5)).data["requests"]  # type: ignore[no-any-return]
+        return int(run_load(config_for(serve(), prompts, concurrency=1, requests=5)).data["requests"])
 
     assert asyncio.run(inside()) == 5
 

@@ -15,7 +15,7 @@ from loadtest.stats import Figure, inflation, mean, needed_n, percentile, propor
 def test_smallest_samples(q: float, n: int) -> None:
     assert needed_n(q) == n
     assert 1 - q**n >= 0.975 > 1 - q ** (n - 1)
-    values = np.arange(float(n))
+    values = np.arange(n, dtype=np.float64)
     assert percentile(values, q).value is not None
     small = percentile(values[:-1], q)
     assert (small.value, small.low, small.high, small.n, small.note) == (None, None, None, n - 1, "n too small")
