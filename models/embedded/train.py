@@ -33,76 +33,14 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from models.embedded import easyvqa, shapes
+from models.embedded import shapes
 from models.embedded.architectures import ARCHITECTURES, Architecture, QwenVL
+from models.embedded.batches import Pictures
 from models.embedded.card import hashes
+from models.embedded.recipe import QUICK, SCHEDULES, Recipe
 from models.support.files import write_json
 
-# width, height of the other pictures that the processor leaves as they are; 4:3 first, as cameras make them
-CANVASES = ((64, 48), (64, 48), (48, 64), (80, 48), (48, 80), (96, 32), (32, 96))
-# the second stage of each family; PaliGemma also learns to find boxes
-SCHEDULES = {
-    "qwen2_5_vl": {
-        "answer_steps": 2800,
-        "warm_steps": 60,
-        "hold_steps": 1800,
-        "dense_steps": 1000,
-        "answer_stop": 2000,
-        "verify_steps": 1400,
-        "verify_hold": 1000,
-    },
-    "paligemma": {
-        "answer_steps": 3500,
-        "warm_steps": 105,
-        "hold_steps": 2100,
-        "dense_steps": 1750,
-        "answer_stop": 3500,
-        "verify_steps": 0,
-    },
-}
-QUICK = {
-    "look_steps": 600,
-    "answer_steps": 400,
-    "warm_steps": 20,
-    "hold_steps": 400,
-    "dense_steps": 200,
-    "answer_stop": 400,
-    "verify_steps": 300,
-    "verify_hold": 200,
-    "plain_steps": 100,
-}
 SAVE_EVERY = 500
-HELD_OUT = 200  # published training pictures kept out of training to follow progress
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the result; written to the manifest.
-
-    `warm_steps`, `hold_steps` and `dense_steps` are of the second stage: linear warm-up of the learning rate, where its
-    decay begins, and over how many steps the share of naming questions falls from 0.9 to 0.3; `answer_stop` is where
-    the second stage ends, before or at the end of its schedule.  The third has no negation in its first `plain_steps`.
-    """
-
-    family: str
-    seed: int = 1
-    look_steps: int = 2500
-    answer_steps: int = 2800
-    warm_steps: int = 60
-    hold_steps: int = 1800
-    dense_steps: int = 1000
-    answer_stop: int = 2000
-    verify_steps: int = 1400
-    verify_hold: int = 1000
-    plain_steps: int = 500
-    verify_rate: float = 1.0e-3
-    pictures: int = 24
-    questions: int = 8
-    look_rate: float = 1.5e-3
-    answer_rate: float = 1.2e-3
-    weight_decay: float = 0.05
-    published_share: float = 0.5
-    varied_share: float = 0.4
 
 
 @dataclass
@@ -115,77 +53,6 @@ class Progress:
     curve: list[dict[str, Any]] = field(default_factory=list)
 
 
-class Pictures:
-    """Draws training batches: published pictures and rendered ones, with scenes and questions."""
-
-    def __init__(self, recipe: Recipe):
-        self.recipe = recipe
-        published = easyvqa.training_items()
-        self.held_out, self.published = published[-HELD_OUT:], published[:-HELD_OUT]
-        self.scenes = [_scene_of(item) for item in self.published]
-
-    def batch(
-        self, rng: np.random.Generator, dense: float, canvases: bool, detect: bool, balanced: float | None = None
-    ) -> tuple[np.ndarray, list[shapes.Scene | None], list[list[tuple[str, str]]]]:
-        """Return pixels (pictures, height, width, 3), the scenes (None where unknown), questions per picture.
-
-        With `balanced` no published question is drawn, and that share of the yes/no questions is negated.
-        """
-        canvas = CANVASES[rng.integers(len(CANVASES))] if canvases and rng.random() < 0.25 else (64, 64)
-        pixels, scenes, questions = [], [], []
-        for _ in range(self.recipe.pictures):
-            scene: shapes.Scene | None
-            if canvas == (64, 64) and rng.random() < self.recipe.published_share:
-                index = int(rng.integers(len(self.published)))
-                published, scene = self.published[index].questions, self.scenes[index]
-                array = self.published[index].pixels
-                array = array[:, ::-1] if rng.random() < 0.5 else array
-            else:
-                picture, scene = shapes.render(rng, bool(rng.random() < self.recipe.varied_share), canvas)
-                published, array = (), np.asarray(picture)
-            if balanced is not None and scene is not None:
-                published = ()
-            pixels.append(array)
-            scenes.append(scene)
-            questions.append(
-                [self._ask(rng, scene, published, dense, detect, balanced) for _ in range(self.recipe.questions)]
-            )
-        return np.stack(pixels), scenes, questions
-
-    @staticmethod
-    def _ask(
-        rng: np.random.Generator,
-        scene: shapes.Scene | None,
-        published: tuple[tuple[str, str], ...],
-        dense: float,
-        detect: bool,
-        balanced: float | None,
-    ) -> tuple[str, str]:
-        """Draw one question: a published one half of the time where there are any, else one about the scene."""
-        if published and (scene is None or rng.random() < 0.5):
-            return published[rng.integers(len(published))]
-        assert scene is not None
-        if detect and not published and rng.random() < 0.15:
-            return f"detect {scene.shape}", locate(scene)
-        negation = 0.5 if balanced is None else balanced
-        question, truth = shapes.draw_question(rng, scene, dense, negation=negation)
-        return (shapes.rephrase(rng, question) if rng.random() < 0.25 else question), truth
-
-
-def locate(scene: shapes.Scene) -> str:
-    """Return PaliGemma's form of a box: <locYMIN><locXMIN><locYMAX><locXMAX> in 1024ths, then the name."""
-    x0, y0, x1, y1 = (min(1023, round(v * 1023)) for v in scene.box)
-    return f"<loc{y0:04d}><loc{x0:04d}><loc{y1:04d}><loc{x1:04d}> {scene.shape}"
-
-
-def _scene_of(item: easyvqa.TrainingPicture) -> shapes.Scene | None:
-    """Return what the published answers say about a picture, or None when they leave colour or shape open."""
-    answers = [answer for _, answer in item.questions]
-    shape = next((a for a in answers if a in shapes.SHAPES), None)
-    color = next((a for a in answers if a in shapes.COLORS), None)
-    return shapes.Scene(shape, color, (0, 0, 0, 0)) if shape and color else None
-
-
 def look_loss(arch: Architecture, model: Any, heads: Any, data: Pictures, rng: np.random.Generator) -> torch.Tensor:
     """Return the loss of naming colour and shape and finding the box from the mean picture embedding."""
     pixels, scenes, _ = data.batch(rng, dense=1.0, canvases=isinstance(arch, QwenVL), detect=False)
@@ -195,10 +62,12 @@ def look_loss(arch: Architecture, model: Any, heads: Any, data: Pictures, rng: n
     color = torch.tensor([list(shapes.COLORS).index(scene.color) for scene in kept])
     shape = torch.tensor([shapes.SHAPES.index(scene.shape) for scene in kept])
     box = torch.tensor([scene.box for scene in kept], dtype=torch.float32)
-    boxed = box.sum(dim=1) > 0
+    boxed = box.sum(dim=1) > 0  # a published picture says nothing of where its shape is
     loss = functional.cross_entropy(heads["color"](pooled), color) + functional.cross_entropy(
         heads["shape"](pooled), shape
     )
+    if not boxed.any():  # the mean over nothing is no number
+        return loss
     return loss + 2 * functional.l1_loss(heads["box"](pooled)[boxed], box[boxed])
 
 

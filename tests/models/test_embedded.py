@@ -178,3 +178,48 @@ def test_a_partial_evaluation_is_not_recorded(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(UsageError, match="whole easy-VQA"):
         card.record(tmp_path, {"golden": {"name": "easy-vqa"}, "accuracy": {"n": 100, "value": 1.0}})
+
+
+def test_an_interrupted_training_continues_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after a checkpoint and run again, it ends with the very weights of an uninterrupted run."""
+    from safetensors.torch import load_file
+
+    from models.embedded import batches, train
+    from models.embedded.recipe import Recipe
+
+    tiny = Recipe(
+        "paligemma",
+        look_steps=4,
+        answer_steps=4,
+        warm_steps=1,
+        hold_steps=2,
+        dense_steps=2,
+        answer_stop=4,
+        verify_steps=2,
+        verify_hold=1,
+        plain_steps=1,
+        pictures=2,
+        questions=2,
+    )
+    monkeypatch.setattr(batches, "HELD_OUT", 2)
+    train.train(tiny, tmp_path / "whole", threads=1, report_every=1)
+    real = train._save_state
+    for stop in (1, 3, 5):  # in the first, the second and the third stage
+        saves = 0
+
+        def killed(*args: Any, stop: int = stop) -> None:
+            nonlocal saves
+            real(*args)
+            saves += 1
+            if saves == stop:
+                raise KeyboardInterrupt
+
+        cut = tmp_path / f"cut{stop}"
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "SAVE_EVERY", 2)
+            patch.setattr(train, "_save_state", killed)
+            with pytest.raises(KeyboardInterrupt):
+                train.train(tiny, cut, threads=1, report_every=1)
+        train.train(tiny, cut, threads=1, report_every=1)
+        whole, again = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", cut.name))
+        assert all(bool((whole[key] == again[key]).all()) for key in whole), stop
