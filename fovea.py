@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 # sub-command -> (module that holds `add_arguments(parser)`, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("serving.cli", "serve the models of a stack file"),
+    "keys": ("serving.keys_cli", "make, list, rotate and revoke API keys"),
     "ask": ("serving.ask", "ask a served model about one image"),
     "models": ("models.cli", "evaluate models, count image tokens, look up prices"),
     "loadtest": ("loadtest.cli", "measure latency, capacity and $/query"),

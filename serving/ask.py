@@ -1,4 +1,4 @@
-"""`fovea ask IMAGE "question"`: the smallest client."""
+"""`fovea ask IMAGE "question"`: the smallest client; takes a key from $FOVEA_API_KEY only."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import base64
 import http.client
 import json
 import mimetypes
+import os
 import sys
 import time
 import urllib.error
@@ -108,7 +109,10 @@ def _call(url: str, body: dict[str, Any] | None, timeout_s: float) -> Any:
         raise UsageError("not a usable address", field="--url", value=url, fix="write http://HOST:PORT/v1")
     data = None if body is None else json.dumps(body).encode()
     try:
-        request = urllib.request.Request(url, data, {"content-type": "application/json"})
+        headers = {"content-type": "application/json"}
+        if key := os.environ.get("FOVEA_API_KEY"):
+            headers["authorization"] = f"Bearer {key}"
+        request = urllib.request.Request(url, data, headers)
         with _opener(request.host).open(request, timeout=timeout_s) as answer:
             text = answer.read()
     except urllib.error.HTTPError as error:

@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
         stack = parse_stack({**data, "listen": {**data["listen"], **listen}})
     for model in stack.models:
         _ = model.path  # a missing checkpoint is told before anything is started
+    check_stores(stack)
     if args.check:
         print(
             json.dumps(stack.model_dump(mode="json"))
@@ -50,6 +51,38 @@ def run(args: argparse.Namespace) -> int:
         )
         return 0
     return serve(stack, Events(args.json))
+
+
+def check_stores(stack: Stack) -> None:
+    """Refuse what could not be opened later, before anything is started.
+
+    Raises:
+        UsageError: the keys cannot be read, or there are none.
+    """
+    if stack.identify is None:
+        return
+    import asyncio
+
+    from models.support.errors import UsageError
+    from serving.errors import StoreDown
+    from serving.keys import open_keys
+
+    async def read() -> int:
+        store = open_keys(identify.keys)
+        try:
+            found = await store.snapshot(None)
+        finally:
+            await store.close()
+        return len(found[1]) if found else 0
+
+    identify = stack.identify
+    make = f"make a key: fovea keys create --tenant {identify.tenants[0].name}"
+    try:
+        count = asyncio.run(read())
+    except StoreDown as error:
+        raise UsageError(f"cannot read the keys: {error}", field="identify.keys", fix=make) from error
+    if not count:
+        raise UsageError("there are no keys, so nobody could call", field="identify.keys", fix=make)
 
 
 class Events:
@@ -108,7 +141,7 @@ def serve(stack: Stack, events: Events, started: Any = None, stop: threading.Eve
             runtime.wait_until_answering(stack, stop)
             events.say(f"ready at {url} ({', '.join(m.name for m in stack.models)})", url=url, ready=True)
             if not events.as_json:
-                print(paste(url, stack.models[0].name), flush=True)
+                print(paste(url, stack.models[0].name, key=bool(stack.identify)), flush=True)
             if started is not None:
                 started()
             stop.wait()
@@ -129,8 +162,8 @@ _SQUARE = (
 )
 
 
-def paste(url: str, model: str) -> str:
-    """Return a curl command with an image in it that a person can paste."""
+def paste(url: str, model: str, key: bool = False) -> str:
+    """Return a curl command with an image in it that a person can paste; with `key` it sends $FOVEA_API_KEY."""
     body = {
         "model": model,
         "messages": [
@@ -144,4 +177,5 @@ def paste(url: str, model: str) -> str:
         ],
         "max_tokens": 8,
     }
-    return f"curl -s {url}/chat/completions -H 'content-type: application/json' -d '{json.dumps(body)}'"
+    who = '-H "authorization: Bearer $FOVEA_API_KEY" ' if key else ""
+    return f"curl -s {url}/chat/completions {who}-H 'content-type: application/json' -d '{json.dumps(body)}'"

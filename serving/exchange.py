@@ -17,6 +17,7 @@ from serving.errors import ApiError
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope
 
+    from serving.layers.identify import Identity
     from serving.media import Picture
 
 KEY = "fovea"
@@ -36,6 +37,7 @@ class Exchange:
         pictures: screened images in the order of the request.
         places: for each picture of a chat message, the index of the message and of the part in its content.
         image_tokens: prompt tokens that the pictures take, by the model's own rule.
+        identity: who is asking, where the stack asks for keys.
         error_kind: why the request failed, a word of bounded cardinality (metrics label), or None.
         notes: what layers of other issues leave for one another.
     """
@@ -46,9 +48,15 @@ class Exchange:
     pictures: list[Picture] = field(default_factory=list)
     places: list[tuple[int, int]] = field(default_factory=list)
     image_tokens: int = 0
+    identity: Identity | None = None
     error_kind: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     _json: Any = None
+
+    @property
+    def tenant(self) -> str:
+        """Name of the tenant; `default` where the stack asks for no keys."""
+        return self.identity.tenant.name if self.identity else "default"
 
     def json(self) -> dict[str, Any]:
         """Return the parsed body, a mapping.

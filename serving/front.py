@@ -15,6 +15,7 @@ import orjson
 from serving.errors import ApiError
 from serving.exchange import exchange_of
 from serving.layers.admit import Admit
+from serving.layers.identify import KEY_HEADERS
 from serving.layers.record import Record
 from serving.middleware import Straight
 from serving.stack import Model, Stack
@@ -101,7 +102,7 @@ class Forward:
         elif path == "/metrics":
             await self._pipe("GET", next(iter(self.prefixes.values())) + path, scope, None, receive, send)
         elif path == "/v1/models":
-            await self._models(send)
+            await self._models(scope, send)
         else:
             model = self._model_of(scope)
             # as the client wrote it: decoding and encoding again could make another path of it
@@ -184,13 +185,16 @@ class Forward:
                 503, "The model's application does not answer.", kind="model_unreachable", retry_after=1
             ) from error
 
-    async def _models(self, send: Send) -> None:
-        data = []
-        for prefix in self.prefixes.values():
-            status, body = await self._get(f"{prefix}/v1/models")
-            if status == 200:
-                data += orjson.loads(body)["data"]
-        await _json(send, 200, {"object": "list", "data": data})
+    async def _models(self, scope: Scope, send: Send) -> None:
+        """Answer with every model that the client may use; with the first refusal when it may use none."""
+        headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in scope["headers"] if n in KEY_HEADERS]
+        found = [await self._get(f"{prefix}/v1/models", headers) for prefix in self.prefixes.values()]
+        data = [entry for status, body in found if status == 200 for entry in orjson.loads(body)["data"]]
+        refusal = next(((status, body) for status, body in found if status in (401, 403)), None)
+        if not data and refusal:
+            await _json(send, refusal[0], _state(*refusal))
+        else:
+            await _json(send, 200, {"object": "list", "data": data})
 
     async def _probe(self, path: str, send: Send) -> None:
         found = await asyncio.gather(*(self._get(prefix + path) for prefix in self.prefixes.values()))
@@ -199,12 +203,13 @@ class Forward:
         states = {name: _state(status, body) for name, (status, body) in answers.items()}
         await _json(send, 200 if ok else 503, {"status": "ok" if ok else "not ready", "models": states})
 
-    async def _get(self, path: str) -> tuple[int, bytes]:
+    async def _get(self, path: str, headers: list[tuple[str, str]] | None = None) -> tuple[int, bytes]:
         import aiohttp
 
         assert self.session is not None
         try:
-            async with self.session.get(self.base + path, timeout=aiohttp.ClientTimeout(total=5)) as answer:
+            timeout = aiohttp.ClientTimeout(total=5)
+            async with self.session.get(self.base + path, headers=headers, timeout=timeout) as answer:
                 return answer.status, await answer.read()
         except (aiohttp.ClientError, TimeoutError) as error:
             return 0, type(error).__name__.encode()

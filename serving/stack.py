@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from models.cost.ledger import Tariff
 from models.support.errors import UsageError
+from serving.section import Section
+from serving.tenants import Admission, Identify, Quota, Tenant
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "models" / "embedded"
 EMBEDDED_NAMES = ("qwen2_5_vl", "paligemma")
@@ -24,32 +26,22 @@ RESERVED = ("v1", "health", "ready", "metrics")
 """First parts of paths that the front of a stack with several models answers itself."""
 
 
-class Section(BaseModel):
-    """A part of the stack file: closed, so that a typo is an error."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
 class Listen(Section):
     """Where the stack answers."""
 
-    host: str = Field("127.0.0.1", description="Address to bind. Loopback unless `public` is set.")
+    host: str = Field("127.0.0.1", description="Address to bind; other than loopback only with `identify` or `public`.")
     port: int = Field(8000, ge=1, le=65535, description="Port of the public HTTP endpoint.")
     public: bool = Field(
-        False, description="Allow an address other than loopback. The stack has no keys yet: put it behind something."
+        False, description="Be open to everybody who reaches an address other than loopback: no `identify` needed."
     )
 
-    @model_validator(mode="after")
-    def _loopback_unless_asked(self) -> Self:
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can reach it."""
         try:
-            local = ip_address(self.host).is_loopback
+            return ip_address(self.host).is_loopback
         except ValueError:
-            local = self.host == "localhost"
-        if not local and not self.public:
-            raise ValueError(
-                f"host {self.host!r} is not loopback; set `public: true` if it shall be open to the network"
-            )
-        return self
+            return self.host == "localhost"
 
 
 class Limits(Section):
@@ -179,10 +171,46 @@ class Stack(Section):
         default_factory=Limits, description="Size and concurrency limits; null switches them off."
     )
     media: Media | None = Field(default_factory=Media, description="Image screening; null passes media on unchecked.")
+    identify: Identify | None = Field(None, description="API keys and tenants; required when not on loopback.")
+    admit: Admission | None = Field(None, description="Limits of each tenant: rates, concurrency, budget.")
     metrics: bool = Field(True, description="Count and time requests, and serve `/metrics`.")
     money: Tariff | None = Field(None, description="Dollars per tenant and model, and what a vendor would charge.")
     ready: Ready = Field(default_factory=Ready, description="Readiness probe.")
     drain_s: float = Field(60.0, gt=0, description="On SIGTERM, how long running requests may take to finish, seconds.")
+
+    @model_validator(mode="after")
+    def _open_only_if_asked(self) -> Self:
+        if not (self.listen.local or self.listen.public or self.identify):
+            raise ValueError(
+                f"listen.host {self.listen.host!r} is not loopback and nobody would need a key: add the section "
+                "`identify`, or set `public: true` if it shall be open to everybody"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tenants_fit(self) -> Self:
+        names = [model.name for model in self.models]
+        tenants = self.identify.tenants if self.identify else []
+        for tenant in tenants:
+            unknown = sorted(set(tenant.models or ()) - set(names))
+            if unknown:
+                raise ValueError(
+                    f"identify.tenants: {tenant.name!r} may use {unknown[0]!r}, which this stack does not serve; "
+                    f"it serves {', '.join(names)}"
+                )
+            if tenant.limits and not self.admit:
+                raise ValueError(f"identify.tenants: {tenant.name!r} has limits; add the section `admit`, be it empty")
+        if self.admit:
+            quotas = [self.admit.default, *(tenant.limits for tenant in tenants if tenant.limits)]
+            if any(quota.usd_per_month for quota in quotas) and not self.money:
+                raise ValueError("admit: usd_per_month needs the section `money`, which says what a request costs")
+            replicas = sum(model.replicas for model in self.models)
+            if self.admit.store == "memory" and replicas > 1:
+                raise ValueError(
+                    f"admit.store: memory counts in one replica, and this stack has {replicas}; name a file "
+                    "(one machine) or valkey://HOST:PORT/DB"
+                )
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -266,5 +294,17 @@ def parse_stack(data: dict[str, Any], where: str = "stack") -> Stack:
 
 
 def _known_keys() -> list[str]:
-    sections: list[type[BaseModel]] = [Stack, Listen, Limits, Media, Ready, Model, Tariff]
+    sections: list[type[BaseModel]] = [
+        Stack,
+        Listen,
+        Limits,
+        Media,
+        Ready,
+        Model,
+        Tariff,
+        Identify,
+        Tenant,
+        Quota,
+        Admission,
+    ]
     return sorted({name for section in sections for name in section.model_fields})

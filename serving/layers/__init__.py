@@ -1,15 +1,16 @@
 """The layers between a client and the engine, outermost first.
 
 A layer is a pure-ASGI class `Layer(app, stack, model)`; `build_layers` leaves out the ones whose section is absent.
-`identify`, `recall`, `lane` and `route` will take their places in this list.
+`lane` and `route` will take their places in this list.  A layer may have `async start()` and `async stop()`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from serving.layers.admit import Admit
+from serving.layers.identify import Identify
 from serving.layers.money import Count
 from serving.layers.record import Record
 from serving.layers.screen import Screen
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 
     from serving.stack import Model, Stack
 
-LAYERS: tuple[tuple[Callable[[Stack], object], Callable[..., ASGIApp]], ...] = (
+LAYERS: tuple[tuple[Callable[[Stack], object], type[Any]], ...] = (
     (lambda stack: True, Record),
+    (lambda stack: stack.identify, Identify),
     (lambda stack: True, Admit),
     (lambda stack: stack.money, Count),
     (lambda stack: stack.media, Screen),
@@ -33,3 +35,32 @@ def build_layers(app: ASGIApp, stack: Stack, model: Model) -> ASGIApp:
         if enabled(stack):
             app = layer(app, stack, model)
     return app
+
+
+def layers_of(app: ASGIApp) -> list[Any]:
+    """Return the layers that `build_layers` put around an app, outermost first."""
+    kinds = tuple(layer for _, layer in LAYERS)
+    found: list[Any] = []
+    inner: Any = app
+    while isinstance(inner, kinds):
+        found.append(inner)
+        inner = inner.app
+    return found
+
+
+async def start_layers(app: ASGIApp) -> None:
+    """Let every layer open what it needs, innermost first.
+
+    Raises:
+        UsageError: one cannot work; the replica must not start.
+    """
+    for layer in reversed(layers_of(app)):
+        if hasattr(layer, "start"):
+            await layer.start()
+
+
+async def stop_layers(app: ASGIApp) -> None:
+    """Let every layer close what it opened, outermost first."""
+    for layer in layers_of(app):
+        if hasattr(layer, "stop"):
+            await layer.stop()
