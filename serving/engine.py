@@ -60,6 +60,8 @@ def engine_args(model: Model) -> argparse.Namespace:
     args.disable_uvicorn_access_log = True
     if not model.gpus and shutil.which(os.environ.get("CXX", "g++")) is None:
         args.enforce_eager = True  # torch.compile on a CPU needs a C++ compiler; without one the model runs uncompiled
+    if not model.gpus and model.engine_args.get("tensor_parallel_size", 1) == 1:
+        args.distributed_executor_backend = "serving.executor.InProcess"
     for name, value in model.engine_args.items():
         if not hasattr(args, name):
             close = difflib.get_close_matches(name, vars(args), n=1)

@@ -46,14 +46,14 @@ class Replica:
         self.engine: Any = None
         self.router: Router | None = None
         self.peers: Peers | None = None
-        self.app: Any = None
+        self.layers: Any = None
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Start the engine, answer one image through the whole path, and return the app (called once by Ray Serve)."""
         self.engine = await start_engine(self.model, self.stack.media)
         self.peers = await Peers.start(self.model.name) if self.stack.metrics else None
         self.router = Router(self.engine, self.stack, self.model.name, self.peers)
-        app = self.app = build_layers(self.router, self.stack, self.model)
+        app = self.layers = build_layers(self.router, self.stack, self.model)
         await start_layers(app)
         self.router.canary = Canary(app, self.model.name, self.stack.ready.within_s, self.model.images_per_prompt > 0)
         await self.router.canary.start()
@@ -78,8 +78,8 @@ class Replica:
                 await Admit.gate.empty.wait()
         if self.router is not None and self.router.canary is not None:
             self.router.canary.stop()
-        if self.app is not None:
-            await stop_layers(self.app)
+        if self.layers is not None:
+            await stop_layers(self.layers)
         if self.peers is not None:
             await self.peers.stop()
         if self.engine is not None:
