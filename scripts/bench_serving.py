@@ -148,8 +148,9 @@ def load(port: int, model: str, workload: str, concurrency: int, seconds: float,
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run all rounds and return the rows."""
-    stack = load_stack(args.stack)
-    model = stack.models[0]
+    model = load_stack(args.stack).models[0]
+    stacks = {"stack": args.stack, **dict(entry.split("=", 1) for entry in args.also)}
+    systems = ["bare", *stacks]
     texts = folder / "text.jsonl"
     texts.write_text(
         "".join(json.dumps({"prompt": f"Note {i}: is there a blue shape in the image?"}) + "\n" for i in range(4000))
@@ -158,12 +159,12 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     starts: dict[str, list[float]] = defaultdict(list)
     for number in range(args.rounds):
-        for system in ("bare", "stack") if number % 2 == 0 else ("stack", "bare"):
+        for system in systems if number % 2 == 0 else reversed(systems):
             port = free_port()
             command = (
                 bare_command(model, port)
                 if system == "bare"
-                else [sys.executable, str(ROOT / "fovea.py"), "serve", args.stack, "--port", str(port)]
+                else [sys.executable, str(ROOT / "fovea.py"), "serve", stacks[system], "--port", str(port)]
             )
             probe = "/health" if system == "bare" else "/ready"
             with running(command, port, probe, folder / f"{system}-{number}.log", model.cpu_kv_cache_gib) as (
@@ -198,7 +199,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
                         }
                         rows.append(row)
                         print(
-                            f"round {number} {system:5s} {kind:5s} c={concurrency:<3d} "
+                            f"round {number} {system:12s} {kind:5s} c={concurrency:<3d} "
                             f"{rps:7.1f} req/s, p50 {p50:6.1f} ms",
                             file=sys.stderr,
                             flush=True,
@@ -207,22 +208,21 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one line per kind and concurrency: the stack's share of bare vLLM's requests/s, and the p50 it adds."""
+    """Return one line per stack, kind and concurrency: its share of bare vLLM's requests/s, and the p50 it adds."""
     lines = []
-    for kind, concurrency in sorted(
-        {(r["kind"], r["concurrency"]) for r in rows}, key=lambda k: (k[0] != "text", k[1])
-    ):
+    keys = {(r["system"], r["kind"], r["concurrency"]) for r in rows if r["system"] != "bare"}
+    for system, kind, concurrency in sorted(keys, key=lambda k: (k[0], k[1] != "text", k[2])):
         pairs: dict[int, dict[str, dict[str, Any]]] = defaultdict(dict)
         for row in rows:
             if (row["kind"], row["concurrency"]) == (kind, concurrency):
                 pairs[row["round"]][row["system"]] = row
-        share = [p["stack"]["rps"] / p["bare"]["rps"] for p in pairs.values()]
-        added = [p["stack"]["p50_ms"] - p["bare"]["p50_ms"] for p in pairs.values()]
+        share = [p[system]["rps"] / p["bare"]["rps"] for p in pairs.values()]
+        added = [p[system]["p50_ms"] - p["bare"]["p50_ms"] for p in pairs.values()]
         lines.append(
             {
-                "kind": kind, "concurrency": concurrency, "rounds": len(share),
+                "system": system, "kind": kind, "concurrency": concurrency, "rounds": len(share),
                 "bare_rps": statistics.median(p["bare"]["rps"] for p in pairs.values()),
-                "stack_rps": statistics.median(p["stack"]["rps"] for p in pairs.values()),
+                "rps": statistics.median(p[system]["rps"] for p in pairs.values()),
                 "share": statistics.median(share), "share_range": [min(share), max(share)],
                 "added_p50_ms": statistics.median(added), "added_p50_range": [min(added), max(added)],
             }
@@ -235,7 +235,7 @@ def account(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]
     top = max(row["concurrency"] for row in rows)
     out: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for kind in ("text", "image"):
-        for system in ("bare", "stack"):
+        for system in sorted({row["system"] for row in rows}):
             chosen = [
                 row["cpu_ms"] for row in rows if (row["kind"], row["system"], row["concurrency"]) == (kind, system, top)
             ]
@@ -248,6 +248,7 @@ def main() -> int:
     """Parse the command line, measure, print and keep the result."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--stack", default=str(ROOT / "stack.yaml"))
+    parser.add_argument("--also", action="append", default=[], metavar="NAME=FILE", help="a further stack to measure")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
@@ -264,14 +265,14 @@ def main() -> int:
     }
     write_json(args.out, result)
     print(
-        "| load | concurrency | bare req/s | stack req/s | share (range) | added p50, ms (range) |\n"
-        "|---|---|---|---|---|---|"
+        "| system | load | concurrency | bare req/s | its req/s | share (range) | added p50, ms (range) |\n"
+        "|---|---|---|---|---|---|---|"
     )
     for line in result["ratios"]:
         low, high = line["share_range"]
         least, most = line["added_p50_range"]
         print(
-            f"| {line['kind']} | {line['concurrency']} | {line['bare_rps']:.1f} | {line['stack_rps']:.1f} "
+            f"| {line['system']} | {line['kind']} | {line['concurrency']} | {line['bare_rps']:.1f} | {line['rps']:.1f} "
             f"| {line['share']:.2f} ({low:.2f}-{high:.2f}) "
             f"| {line['added_p50_ms']:+.1f} ({least:+.1f} to {most:+.1f}) |"
         )

@@ -16,9 +16,6 @@ from tests.e2e.conftest import Running, model, served
 from tests.e2e.pictures import ask, draw, encode
 
 pytestmark = pytest.mark.e2e
-STARVED = (
-    "the engine ran to its end before the probe got processor time on these 2 cores, so nothing was there to abort"
-)
 LONG = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 1900, "ignore_eos": True}
 
 
@@ -35,7 +32,7 @@ def wait_for(base: str, count: float, seconds: float = 20) -> bool:
     while time.monotonic() < deadline:
         if running_requests(base) == count:
             return True
-        time.sleep(0.1)
+        time.sleep(0.02)
     return False
 
 
@@ -46,17 +43,15 @@ async def test_a_client_that_leaves_ends_its_generation(qwen: Running, stream: b
         asked = asyncio.create_task(
             session.post(f"{qwen.url}/chat/completions", json={**LONG, "model": "fovea-qwen", "stream": stream})
         )
-        if not await asyncio.to_thread(wait_for, qwen.base, 1):
-            pytest.skip(STARVED)
+        assert await asyncio.to_thread(wait_for, qwen.base, 1)
         if stream:
             answer = await asked
             await answer.content.readany()
             answer.close()
         else:
             asked.cancel()
-        left = time.monotonic()
+        # a generation of 1,900 tokens takes longer than this; the one that nobody waits for must not
         assert await asyncio.to_thread(wait_for, qwen.base, 0, 2.0)
-        assert time.monotonic() - left < 3
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +120,7 @@ def test_sigterm_lets_running_requests_finish_and_refuses_new_ones(families: Run
             url = f"{families.base}/fovea-paligemma/v1/chat/completions"
             body = {**LONG, "model": "fovea-paligemma"}
             asked = asyncio.create_task(session.post(url, json=body))
-            if not await asyncio.to_thread(wait_for, families.base, 1):
-                pytest.skip(STARVED)
+            assert await asyncio.to_thread(wait_for, families.base, 1)
             families.process.send_signal(signal.SIGTERM)
             status, retry = 200, None
             for _ in range(100):  # until the drain has reached the replica
