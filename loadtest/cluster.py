@@ -71,10 +71,10 @@ def run_on_ray(
     """
     import ray
 
-    from loadtest.plan import api_key
+    from loadtest.plan import api_key, key_name
 
     root = str(Path(__file__).resolve().parent.parent)
-    environment = {"env_vars": {"PYTHONPATH": root, config.api_key_env: api_key(config)}}
+    environment = {"env_vars": {"PYTHONPATH": root, key_name(config): api_key(config)}}
     try:
         ray.init(address=config.ray_address, runtime_env=environment, log_to_driver=False, logging_level=40)
     except (ConnectionError, ValueError, RuntimeError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from models.support.errors import UsageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 BUSY = 0.9  # share of a core above which the generator may be the limit
 SAMPLE = 2000  # queries that are priced at vendors' rules
 SLIP_BOUND_MS, SLIP_BOUND_SHARE = 20.0, 0.1
@@ -113,6 +114,11 @@ def build_report(
     }
     data["workload"][0]["repeats"] = sum(s["repeats"] for s in summaries)
     data["workload"][0]["cache_busted"] = sum(s["busted"] for s in summaries)
+    for number, one in enumerate(data["workload"]):
+        talks = [s["conversations"][number] for s in summaries]
+        if any(talks):
+            one["conversations"] = {key: sum(t[key] for t in talks) for key in talks[0]}
+    data["retries"] = _retries(config, records, summaries, window)
     if len(config.classes) > 1:
         data["classes"] = {
             c.name: figures(records[records["cls"] == i], window, c.slo, examples) for i, c in enumerate(config.classes)
@@ -123,7 +129,8 @@ def build_report(
     measured = records[(records["intended"] >= window[0]) & (records["intended"] < window[1])]
     data["cost"], data["baselines"], data["baselines_note"] = _money(config, workloads, measured, data)
     data["usage"] = usage_of(workloads, measured, config.model)
-    data["server"] = server
+    data["gpus"] = server["gpus"]
+    data["server"] = {key: server[key] for key in ("rows", "problems", "urls")} if server["urls"] else {}
     data["versions"] = versions()
     data["hardware"] = {
         "generator": hardware(),
@@ -136,7 +143,16 @@ def build_report(
 def _load(config: RunConfig, window: tuple[float, float]) -> dict[str, Any]:
     out = config.model_dump(
         mode="json",
-        include={"warmup_s", "cooldown_s", "processes", "max_connections", "timeout_s", "temperature", "cache_bust"},
+        include={
+            "warmup_s",
+            "cooldown_s",
+            "processes",
+            "max_connections",
+            "timeout_s",
+            "retries",
+            "temperature",
+            "cache_bust",
+        },
     )
     out["duration_s"] = round(window[1] - window[0], 3)
     out["classes"] = [
@@ -186,6 +202,23 @@ def _generator(
     }
 
 
+def _retries(
+    config: RunConfig, records: NDArray[np.void], summaries: list[dict[str, Any]], window: tuple[float, float]
+) -> dict[str, Any]:
+    """Return how often the client sent failed requests again, in the measured part; `by_kind` is of the whole run."""
+    again = records[(records["intended"] >= window[0]) & (records["intended"] < window[1]) & (records["retries"] > 0)]
+    by_kind: Counter[str] = Counter()
+    for one in summaries:
+        by_kind.update(one["retried"])
+    return {
+        "limit": config.retries,
+        "requests": len(again),
+        "tries": int(again["retries"].sum()),
+        "recovered": int((again["kind"] == 0).sum()),
+        "by_kind": dict(sorted(by_kind.items())),
+    }
+
+
 def slip_bound(config: RunConfig, latency_p50: float | None) -> float:
     """Return the bound on the p99 of the slip, in ms."""
     if config.max_slip_ms is not None:
@@ -214,6 +247,12 @@ def _judge(config: RunConfig, data: dict[str, Any]) -> None:
         warn(f"{times} requests repeated an earlier prompt: the server's caches may have helped")
     if config.stream and data["requests"] > data["errors"] and data["ttft_ms"]["p50"]["n"] == 0:
         warn("no reply was streamed, so there is no time to first token")
+    again = data["retries"]
+    if again["requests"]:
+        warn(
+            f"{again['requests']:,} requests were sent again after an error, {again['recovered']:,} of them succeeded: "
+            "their errors are only in their latency (--retries)"
+        )
     if data["unfinished"]:
         warn(f"{data['unfinished']:,} requests were still running when the run was stopped; they are in no figure")
     share = (data["n_eff_p99"] or 0) / max(1, data["latency_ms"]["p99"]["n"])

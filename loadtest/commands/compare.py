@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     live.add_argument("--rounds", type=int, default=4, help="turns per server (default: 4)")
     live.add_argument("--api", default="openai", choices=("openai", "anthropic", "gemini"))
     live.add_argument("--no-stream", action="store_true")
-    live.add_argument("--api-key-env", default="OPENAI_API_KEY", metavar="NAME")
+    live.add_argument("--api-key-env", metavar="NAME")
     live.add_argument("--insecure", action="store_true")
     live.add_argument("--no-check", action="store_true")
     common.add_traffic(parser)
