@@ -299,11 +299,8 @@ def write_reports(report: Report, out: Path | str) -> dict[str, Path]:
 
     folder = Path(out)
     paths = {kind: folder / name for kind, name in FILES.items()}
-    # The one that everything else can be made from comes first.
+    # What says most comes first, what grows with the run last: a full disk then keeps as much as possible.
     write_json(paths["json"], report.data)
-    with atomic_write(paths["records"], "wb") as file:
-        np.save(file, report.records, allow_pickle=False)
-    write_csv(paths["csv"], report)
     for kind, text in (
         ("html", render(report.data)),
         ("markdown", markdown(report.data)),
@@ -311,6 +308,9 @@ def write_reports(report: Report, out: Path | str) -> dict[str, Path]:
     ):
         with atomic_write(paths[kind]) as file:
             file.write(text)
+    with atomic_write(paths["records"], "wb") as file:
+        np.save(file, report.records, allow_pickle=False)
+    write_csv(paths["csv"], report)
     return paths
 
 

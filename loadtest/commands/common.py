@@ -6,6 +6,7 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,34 @@ def class_values(args: argparse.Namespace) -> dict[str, Any]:
 def command_line() -> str:
     """Return the command as it was typed (keys are never on it: they come from the environment)."""
     return shlex.join(["fovea", *sys.argv[1:]])
+
+
+def positive(args: argparse.Namespace, *options: str) -> None:
+    """Refuse options that are not above zero.
+
+    Raises:
+        UsageError: the first one that is not.
+    """
+    for option in options:
+        value = getattr(args, option)
+        if value is not None and not value > 0:
+            raise UsageError("must be above zero", field="--" + option.replace("_", "-"), value=value)
+
+
+def publish(
+    args: argparse.Namespace,
+    data: dict[str, Any],
+    text: Callable[[dict[str, Any]], str],
+    write: Callable[[dict[str, Any], Path], None],
+) -> None:
+    """Print a result, then write its files: where the disk is full, the result has been seen.
+
+    Raises:
+        UsageError: a file cannot be written.
+    """
+    print(json.dumps(data, indent=2, ensure_ascii=False) if args.json else text(data), flush=True)
+    if args.out:
+        write(data, Path(args.out))
 
 
 def check_out(out: str | None) -> None:
