@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = "1.1"
 BUSY = 0.9  # share of a core above which the generator may be the limit
-SAMPLE = 2000  # queries that are priced at vendors' rules
 SLIP_BOUND_MS, SLIP_BOUND_SHARE = 20.0, 0.1
 
 
@@ -127,8 +126,9 @@ def build_report(
     data["generator"] = _generator(config, records, summaries, window)
     _judge(config, data)
     measured = records[(records["intended"] >= window[0]) & (records["intended"] < window[1])]
-    data["cost"], data["baselines"], data["baselines_note"] = _money(config, workloads, measured, data)
     data["usage"] = usage_of(workloads, measured, config.model)
+    data["cost"] = _money(config, data)
+    data["baselines"], data["baselines_note"] = cost.baselines(data["usage"])
     data["gpus"] = server["gpus"]
     data["server"] = {key: server[key] for key in ("rows", "problems", "urls")} if server["urls"] else {}
     data["versions"] = versions()
@@ -260,13 +260,16 @@ def _judge(config: RunConfig, data: dict[str, Any]) -> None:
         warn("the slowest requests come in few bursts: intervals of the tail are wide, and a longer run narrows them")
 
 
-def _money(
-    config: RunConfig, workloads: list[Workload], measured: NDArray[np.void], data: dict[str, Any]
-) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
-    ok = measured[measured["kind"] == 0]
+def _money(config: RunConfig, data: dict[str, Any]) -> dict[str, Any]:
     spending: dict[str, Any] = {"formula": cost.FORMULA, "currency": "USD"}
     if config.hardware is None:
-        missing = {"value": None, "low": None, "high": None, "n": len(ok), "note": "no hardware section given"}
+        missing = {
+            "value": None,
+            "low": None,
+            "high": None,
+            "n": data["usage"]["requests"],
+            "note": "no hardware section given",
+        }
         spending |= {"usd_per_query": missing, "usd_per_correct_answer": dict(missing)}
     else:
         rps = data["throughput_rps"]
@@ -277,14 +280,7 @@ def _money(
         share = Figure(right["value"], right["low"], right["high"], right["n"])
         spending |= {"usd_per_query": query, "usd_per_correct_answer": cost.per_correct(query, share)}
         spending["inputs"] = config.hardware.model_dump(mode="json")
-    picked = ok[np.linspace(0, len(ok) - 1, min(len(ok), SAMPLE)).astype(int)] if len(ok) else ok
-    shapes = []
-    for row in picked:
-        workload = workloads[int(row["cls"])]
-        if int(row["item"]) < len(workload):
-            shapes.append((workload.item(int(row["item"])).shape, int(row["completion_tokens"])))
-    rows, note = cost.baselines(shapes)
-    return spending, rows, note
+    return spending
 
 
 def write_reports(report: Report, out: Path | str) -> dict[str, Path]:

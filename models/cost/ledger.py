@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from models.cost.path import SECONDS_PER_HOUR, Amount, Share
+from models.cost.forecast import SECONDS_PER_HOUR, Amount, Share
 from models.cost.usage import Size, vendor_usd
 from models.prices import Money, PriceBook, PriceRow, load_prices
 from models.support.errors import UsageError

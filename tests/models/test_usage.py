@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.cost.forecast import parse_forecast
 from models.cost.ledger import Account, Finished, Ledger, Tariff, cents, total, usd_per_request
-from models.cost.path import parse_forecast, path_cost, vendor_usd_per_query
+from models.cost.path import path_cost, vendor_usd_per_query
 from models.cost.usage import MeasuredUsage, UsageGroup, group_usage, vendor_usd, vendor_usd_of
 from models.prices import load_prices
 from models.support.errors import UsageError
