@@ -144,7 +144,9 @@ def plan_scope(folder: Path, *, vision: bool = False) -> Scope:
     return scope_of(architecture, family, modules, vision=vision)
 
 
-def scope_of(architecture: str, family: Family, modules: dict[str, tuple[int, ...]], *, vision: bool = False) -> Scope:
+def scope_of(
+    architecture: str, family: Family, modules: Mapping[str, tuple[int, ...]], *, vision: bool = False
+) -> Scope:
     """Return the scope of linear modules (any names -> shapes).  Raises UsageError as `plan_scope`."""
     rules = family.quantize
     assert rules is not None, "family_of returns families with a quantize section only"
