@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "keys": ("serving.keys_cli", "make, list, rotate and revoke API keys"),
     "ask": ("serving.ask", "ask a served model about one image"),
     "models": ("models.cli", "evaluate models, count image tokens, look up prices"),
+    "bill": ("models.cost.bill_cli", "make the bill of a period from the journal of the servers"),
     "loadtest": ("loadtest.cli", "measure latency, capacity and $/query"),
     "doctor": ("serving.doctor", "check this machine: versions, CPU/GPU, ports, memory, disk, hub"),
 }

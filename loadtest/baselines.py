@@ -9,11 +9,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from models.cost.path import Forecast, vendor_usd_per_query
+from models.baselines import vendor_baselines
+from models.cost.forecast import Forecast
 from models.prices import PriceBook, Usage
 from models.support.errors import UsageError
-
-PRICED = "priced, not measured"
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,8 @@ class Baseline:
         usd_per_query: dollars for one attempt at the model, without the rest of the path.
         success_rate: share of right answers, where somebody measured it.
         label: how the price was found.
+        image_tokens: mean per query, by the vendor's `image_rule`, decimal text; None for a measured bill.
+        effective_from, read: since when the price holds, and when its source was last seen to say so.
     """
 
     vendor: str
@@ -33,7 +34,10 @@ class Baseline:
     measured: bool = False
     success_rate: Decimal | None = None
     n: int | None = None
+    image_tokens: str | None = None
+    image_rule: str | None = None
     effective_from: str = ""
+    read: str = ""
     source: str = ""
     stale: bool = False
 
@@ -47,28 +51,10 @@ class Baseline:
 
 
 def labelled_baselines(forecast: Forecast, book: PriceBook, measured: Sequence[Baseline]) -> list[Baseline]:
-    """Return the measured baselines and, for every other model of the book, the priced one.
-
-    A model whose images nobody knows how to count is left out (`fovea models image-tokens` lists the known).
-    """
+    """Return the measured baselines and, for every other model of the book that has an image rule, the priced one."""
     seen = {one.model for one in measured}
-    found = list(measured)
-    for row in book.current():
-        if row.model in seen:
-            continue
-        each = vendor_usd_per_query(row.model, forecast, book)
-        found.append(
-            Baseline(
-                row.vendor,
-                row.model,
-                each,
-                PRICED,
-                effective_from=row.effective_from.isoformat(),
-                source=row.source,
-                stale=row.is_stale(),
-            )
-        )
-    return found
+    priced = [row for row in vendor_baselines(forecast.usage, book=book) if row["model"] not in seen]
+    return [*measured, *(Baseline(label=row.pop("note"), **row) for row in priced)]
 
 
 def read_report(path: str) -> dict[str, Any]:
@@ -130,7 +116,7 @@ def measured_baseline(data: Mapping[str, Any], path: str, book: PriceBook) -> Ba
         return Baseline(vendor or "own", model, each, "measured", True, share, right["n"], source=path)
     model = data["target"]["model"]
     if is_own(data, book):
-        from loadtest.money import sustained
+        from loadtest.money_inputs import sustained
         from models.cost.ledger import usd_per_request
 
         hardware = data["hardware"]["server"]
@@ -147,5 +133,16 @@ def measured_baseline(data: Mapping[str, Any], path: str, book: PriceBook) -> Ba
     n = usage["requests"]
     cost = row.cost(Usage(usage["prompt_tokens"], usage["completion_tokens"]), requests=n).total / n
     label = "measured usage at the list price"
-    since = row.effective_from.isoformat()
-    return Baseline(row.vendor, row.model, cost, label, True, share, n, since, row.source, row.is_stale())
+    return Baseline(
+        row.vendor,
+        row.model,
+        cost,
+        label,
+        True,
+        share,
+        n,
+        effective_from=row.effective_from.isoformat(),
+        read=row.read.isoformat(),
+        source=row.source,
+        stale=row.is_stale(),
+    )

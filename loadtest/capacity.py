@@ -20,6 +20,7 @@ from loadtest.client import Kind
 from loadtest.report import Report
 from loadtest.slo import Term
 from loadtest.stats import CONFIDENCE, Figure
+from models.support.errors import FoveaError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -98,14 +99,17 @@ class Capacity:
     """What the search found.
 
     `rate` is the certified rate, None when none could be; `best` the highest rate that seemed to keep the SLO;
-    `broken` the lowest that broke it (None: none did up to the highest rate tried).
+    `broken` the lowest that broke it (None: none did up to the highest rate tried).  `partial`: the search did not get
+    to its end, because it was stopped or because of `error`.
     """
 
-    rate: float | None
-    best: float
-    broken: float | None
-    steps: list[Step]
+    rate: float | None = None
+    best: float = 0.0
+    broken: float | None = None
+    steps: list[Step] = field(default_factory=list)
     reason: str = ""
+    partial: bool = False
+    error: FoveaError | None = None
 
 
 def find_capacity(
@@ -126,50 +130,74 @@ def find_capacity(
         start: first rate tried; highest: no rate above it is.
         step_s, confirm_s: length of a search run and of a confirmation run, in seconds.
         tolerance: relative width of the gap between kept and broken at which the search ends.
+
+    Raises:
+        FoveaError: the very first run was not possible.  Later ones end the search, and what it found is kept.
     """
-    steps: list[Step] = []
+    found = Capacity()
 
     def probe(rate: float, seconds: float, purpose: str, confidence: float = CONFIDENCE) -> Step:
-        report = run_at(rate, seconds, len(steps))
+        report = run_at(rate, seconds, len(found.steps))
         step = Step(rate, purpose, report, measured(report))
         judge(step, terms, confidence)
-        steps.append(step)
+        found.steps.append(step)
         tell(step)
+        if report.partial:
+            raise KeyboardInterrupt
         return step
 
-    best, broken = 0.0, None
+    try:
+        _search(found, probe, start, highest, step_s, tolerance)
+        if not found.reason:
+            _confirm(found, probe, terms, confirm_s, tolerance)
+    except (KeyboardInterrupt, FoveaError) as error:
+        if not found.steps:
+            raise
+        found.partial = True
+        found.error = error if isinstance(error, FoveaError) else None
+        found.reason = f"stopped: {error}" if found.error else "stopped"
+    return found
+
+
+def _search(
+    found: Capacity, probe: Callable[..., Step], start: float, highest: float, step_s: float, tolerance: float
+) -> None:
+    """Close in on the limit from both sides."""
     rate = start
     while True:
-        step = probe(rate, step_s, "search")
-        if step.report.partial:
-            return Capacity(None, best, broken, steps, "stopped")
-        if step.passed:
-            best = rate
+        if probe(rate, step_s, "search").passed:
+            found.best = rate
         else:
-            broken = rate
-        if broken is None:
+            found.broken = rate
+        if found.broken is None:
             if rate >= highest:
-                break
+                return
             rate = min(highest, rate * 2)
-        elif best == 0.0:
+        elif found.best == 0.0:
             rate /= 2
             if rate < start / 64:
-                return Capacity(None, 0.0, broken, steps, "the SLO is broken even at a very low rate")
-        elif broken / best <= 1 + tolerance:
-            break
+                found.reason = "the SLO is broken even at a very low rate"
+                return
+        elif found.broken / found.best <= 1 + tolerance:
+            return
         else:
-            rate = math.sqrt(best * broken)
-    rate = best
+            rate = math.sqrt(found.best * found.broken)
+
+
+def _confirm(
+    found: Capacity, probe: Callable[..., Step], terms: list[Term], confirm_s: float, tolerance: float
+) -> None:
+    """Certify the best rate, or one a little below it."""
+    rate = found.best
     for _ in range(ATTEMPTS):
         step = probe(rate, confirm_s, "confirm", CERTIFY)
-        if step.report.partial:
-            return Capacity(None, best, broken, steps, "stopped")
         if step.certain:
-            return Capacity(rate, best, broken, steps)
+            found.rate = rate
+            return
         if not step.passed:
-            broken = rate if broken is None else min(broken, rate)
+            found.broken = rate if found.broken is None else min(found.broken, rate)
         rate /= 1 + tolerance
-    return Capacity(None, best, broken, steps, undecided(steps[-1], terms))
+    found.reason = undecided(found.steps[-1], terms)
 
 
 def undecided(step: Step, terms: list[Term]) -> str:

@@ -13,7 +13,7 @@ import ssl
 from dataclasses import dataclass
 from enum import IntEnum
 from time import perf_counter
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -21,6 +21,9 @@ import httptools
 from loadtest.apis import Api, Reply
 from loadtest.sse import EventScanner
 from models.support.errors import UsageError
+
+if TYPE_CHECKING:
+    from loadtest.dialogue import Talk
 
 MAX_BODY = 64 << 20  # a reply larger than this is an error, not something to hold in memory
 
@@ -97,23 +100,33 @@ def request_head(target: Target, path: str, headers: dict[str, str]) -> bytes:
 
 
 class Exchange:
-    """One request and what happened to it.  Times are absolute; 0.0 means "did not happen"."""
+    """One request and what happened to it.  Times are absolute; 0.0 means "did not happen".
+
+    `sent` is the first send, `begun` the last one (they differ when the request was sent again); `talk` is the
+    conversation that it is a turn of.
+    """
 
     __slots__ = (
-        "answer", "bytes_in", "chunks", "cls", "correct", "detail", "dispatched", "end", "first", "intended", "item",
-        "kind", "last", "max_gap", "payload", "reply", "resent", "retry_after", "sent", "slot", "status", "turn",
+        "begun", "bytes_in", "chunks", "cls", "correct", "detail", "dispatched", "end", "first", "intended", "item",
+        "kind", "last", "max_gap", "payload", "reply", "resent", "retries", "retry_after", "sent", "slot", "status",
+        "talk", "turn",
     )  # fmt: skip
 
     def __init__(self, item: int, payload: bytes, intended: float, slot: int = 0, cls: int = 0):
         self.item, self.payload, self.intended, self.slot, self.cls = item, payload, intended, slot, cls
-        self.dispatched = self.sent = self.first = self.last = self.end = 0.0
-        self.max_gap = 0.0
-        self.chunks = self.bytes_in = self.status = self.turn = 0
-        self.kind = Kind.OK
-        self.detail = ""
-        self.retry_after = 0.0
+        self.dispatched = self.sent = 0.0
+        self.turn = self.retries = 0
         self.resent = False
         self.correct = -1
+        self.talk: Talk | None = None
+        self.fresh()
+
+    def fresh(self) -> None:
+        """Forget what came back, for another try.  (The first send is kept: the user has waited since then.)"""
+        self.begun = self.first = self.last = self.end = self.max_gap = self.retry_after = 0.0
+        self.chunks = self.bytes_in = self.status = 0
+        self.kind = Kind.OK
+        self.detail = ""
         self.reply: Reply | None = None
 
 
@@ -200,7 +213,8 @@ class Connection(asyncio.Protocol):
         self.body.clear()
         self.body_size = 0
         self.scanner.tail = b""
-        exchange.sent = perf_counter()
+        exchange.begun = perf_counter()
+        exchange.sent = exchange.sent or exchange.begun
         self.transport.write(exchange.payload)
 
     def discard(self) -> None:

@@ -63,6 +63,15 @@ class TrafficClass(_Strict):
             raise ValueError("think_s goes with concurrency")
         return self
 
+    def options(self, temperature: float | None) -> dict[str, Any]:
+        """Return the fields of a request's body that this class sets."""
+        found = dict(self.extra)
+        if temperature is not None:
+            found.setdefault("temperature", temperature)
+        if self.max_tokens is not None:
+            found["max_tokens"] = self.max_tokens
+        return found
+
     @property
     def open_loop(self) -> bool:
         """Are requests sent by the clock, whatever the server does?"""
@@ -86,8 +95,11 @@ class RunConfig(_Strict):
     ray_address: str | None = Field(default=None, description="spread the processes over this Ray cluster")
     max_connections: int = Field(default=1024, ge=1, description="connections of the whole run")
     timeout_s: float = Field(default=120.0, gt=0, description="from a request's first byte to the last of its reply")
+    retries: int = Field(default=0, ge=0, le=100, description="times that a failed request is sent again, and counted")
     temperature: float | None = 0.0
-    api_key_env: str = Field(default="OPENAI_API_KEY", description="environment variable that holds the key")
+    api_key_env: str | None = Field(
+        default=None, description="environment variable that holds the key; default: the usual one of the API"
+    )
     verify_tls: bool = True
     cache_bust: bool = Field(default=True, description="make a prompt that is used again different")
     hardware: Hardware | None = None

@@ -11,23 +11,25 @@ added in squares).
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from decimal import Decimal, localcontext
 from typing import Any
 
 from loadtest.config import Hardware
 from loadtest.stats import Figure
-from loadtest.workloads.base import Shape
+from models.baselines import vendor_baselines
 from models.cost.ledger import usd_per_request
+from models.cost.usage import MeasuredUsage
 
 FORMULA = "usd_per_hour / (3600 * throughput_rps * utilization); per correct answer: divided by accuracy"
-CHARS_PER_TOKEN = 4  # for text whose tokens the server did not count
 
 
 def money(value: Decimal) -> float:
-    """Return dollars as a JSON number with at most 8 significant digits (the arithmetic before it was decimal)."""
+    """Return dollars as a JSON number with at most 8 significant digits.
+
+    The one place where a float stands for money: a report's figures are JSON numbers.  Nothing is computed from it; the
+    exact dollars stand beside it as decimal text.
+    """
     with localcontext() as context:
         context.prec = 8
         return float(+value)
@@ -36,61 +38,70 @@ def money(value: Decimal) -> float:
 def per_query(hardware: Hardware, throughput: Figure) -> dict[str, Any]:
     """Return `usd_per_query` as a figure; the value is None when nothing succeeded."""
 
-    def dollars(rps: float | None) -> float | None:
+    def dollars(rps: float | None) -> Decimal | None:
         if rps is None or rps <= 0:
             return None
-        return money(usd_per_request(hardware.usd_per_hour, Decimal(repr(rps)), hardware.utilization))
+        return usd_per_request(hardware.usd_per_hour, Decimal(repr(rps)), hardware.utilization)
 
-    value = dollars(throughput.value)
-    figure: dict[str, Any] = {
-        "value": value,
-        "low": dollars(throughput.high),
-        "high": dollars(throughput.low),
-        "n": throughput.n,
-    }
+    ends = dollars(throughput.value), dollars(throughput.high), dollars(throughput.low)
+    note = "no successful request" if throughput.n == 0 else throughput.note
+    return _figure(*ends, throughput.n, note)
+
+
+def _figure(
+    value: Decimal | None, low: Decimal | None, high: Decimal | None, n: int, note: str | None
+) -> dict[str, Any]:
+    """Return dollars as a report's figure: JSON numbers, and under `usd` exact decimal text; `note` without a value."""
+    found = {"value": value, "low": low, "high": high}
+    figure: dict[str, Any] = {name: None if usd is None else money(usd) for name, usd in found.items()}
+    figure["n"] = n
+    figure["usd"] = {name: None if usd is None else f"{usd:f}" for name, usd in found.items()}
     if value is None:
-        figure["note"] = "no successful request" if throughput.n == 0 else throughput.note
+        figure["note"] = note
     return figure
 
 
 def per_correct(query: dict[str, Any], accuracy: Figure) -> dict[str, Any]:
-    """Return `usd_per_correct_answer` as a figure."""
-    value, share = query["value"], accuracy.value
+    """Return `usd_per_correct_answer` as a figure, from that of `per_query`."""
+    exact = {name: None if usd is None else Decimal(usd) for name, usd in query["usd"].items()}
+    value, share = exact["value"], _share(accuracy.value)
     if value is None or share is None:
-        return {"value": None, "low": None, "high": None, "n": accuracy.n, "note": "answers were not scored"}
+        return _figure(None, None, None, accuracy.n, "answers were not scored")
     if share <= 0:
-        return {"value": None, "low": None, "high": None, "n": accuracy.n, "note": "no answer was right"}
-    dollars = Decimal(repr(value)) / Decimal(repr(share))
-    ends: list[float | None] = []
-    for query_end, share_end in (("low", accuracy.high), ("high", accuracy.low)):
-        if query[query_end] is None or not share_end:
-            ends.append(None)
-            continue
-        spread = math.hypot(math.log(query[query_end] / value), math.log(share / share_end))
-        sign = 1 if query_end == "high" else -1
-        ends.append(money(dollars * Decimal(repr(math.exp(sign * spread)))))
-    return {"value": money(dollars), "low": ends[0], "high": ends[1], "n": accuracy.n}
+        return _figure(None, None, None, accuracy.n, "no answer was right")
+    dollars = value / share
+    low, high = (
+        _end(dollars, value, exact[end], share, _share(share_end), sign)
+        for end, share_end, sign in (("low", accuracy.high, -1), ("high", accuracy.low, 1))
+    )
+    return _figure(dollars, low, high, accuracy.n, None)
 
 
-def baselines(shapes: Sequence[tuple[Shape, int]]) -> tuple[list[dict[str, Any]], str]:
-    """Return what vendors charge for queries like these, cheapest first, and a note when that cannot be said.
+def _share(value: float | None) -> Decimal | None:
+    return None if value is None else Decimal(repr(value))
+
+
+def _end(
+    dollars: Decimal, query: Decimal, query_end: Decimal | None, share: Decimal, share_end: Decimal | None, sign: int
+) -> Decimal | None:
+    """Return one end of the interval: the relative errors of both, added in squares."""
+    if query_end is None or not share_end:
+        return None
+    spread = ((query_end / query).ln() ** 2 + (share / share_end).ln() ** 2).sqrt()
+    return dollars * (sign * spread).exp()
+
+
+def baselines(usage: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
+    """Return what vendors charge for the run's queries, cheapest first, and a note when that cannot be said.
 
     Args:
-        shapes: (shape, completion tokens or -1) of a sample of the queries.
+        usage: the report's `usage` section.
     """
-    if not shapes:
-        return [], "no successful request to price"
-    try:
-        from models.baselines import QueryShape, vendor_baselines
-    except ImportError as error:
-        return [], f"the price book is not there: {error}"
-    queries = []
-    for (shape, tokens), times in Counter(shapes).items():
-        if shape.images and not (shape.width and shape.height):
-            return [], "the size of the images is not known"
-        text = max(1, round(shape.text_chars / CHARS_PER_TOKEN))
-        queries += [QueryShape(shape.width, shape.height, shape.images, text, max(0, tokens))] * times
-    rows = []
-    for row in vendor_baselines(queries):
-        rows.append({**row, "usd_per_query": money(Decimal(str(row["usd_per_query"])))})
-    return sorted(rows, key=lambda r: r["usd_per_query"]), ""
+    if not usage["groups"]:
+        return [], usage["note"] or "no successful request to price"
+    measured = MeasuredUsage.model_validate({"groups": usage["groups"]})
+    rows = [
+        {**row, "usd_per_query": money(row["usd_per_query"]), "usd": f"{row['usd_per_query']:f}"}
+        for row in vendor_baselines(measured)
+    ]
+    return rows, ""

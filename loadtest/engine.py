@@ -20,11 +20,14 @@ from loadtest.apis import Api
 from loadtest.client import Connection, Exchange, Kind, Target
 from loadtest.clock import Timer
 from loadtest.recorder import WRONG, Recorder
-from loadtest.source import Source
+from loadtest.retry import pause_s, retryable
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from loadtest.dialogue import Dialogues
+    from loadtest.source import Source
 
 SWEEP_S = 0.1  # how often running requests are checked for a timeout
 BACKOFF_S = 0.05  # a user's pause after a failed request, doubled up to a second: no tight loop against a dead server
@@ -41,7 +44,7 @@ class Stream:
         numbers: (first, step) of the request numbers that this process draws from the source.
     """
 
-    source: Source
+    source: Source | Dialogues
     times: NDArray[np.float64] | None = None
     users: int = 0
     think_s: float = 0.0
@@ -72,12 +75,13 @@ class Engine:
         max_connections: int,
         tls: ssl.SSLContext | None,
         seed: int,
+        retries: int = 0,
     ):
         self.streams, self.target, self.api, self.recorder = streams, target, api, recorder
         self.until, self.warmup_s, self.timeout_s = until, warmup_s, timeout_s
-        self.max_connections, self.tls = max_connections, tls
+        self.max_connections, self.tls, self.retries = max_connections, tls, retries
         self.gaps = recorder.gaps
-        self.keep_text = any(s.source.scored for s in streams)
+        self.keep_text = any(s.source.wants_text for s in streams)
         self.start = 0.0
         self.stopped = False  # no more requests are started
         self.interrupted = False  # ended before its time
@@ -94,6 +98,7 @@ class Engine:
         self._random = random.Random(seed)
         self._timers: list[Timer] = []
         self._failures: dict[tuple[int, int], int] = {}
+        self._backing_off: dict[Exchange, asyncio.TimerHandle] = {}
 
     # -- the run
 
@@ -156,10 +161,13 @@ class Engine:
         for connection in list(self._active):
             connection.abort(Kind.UNFINISHED, "stopped")
         now = perf_counter()
-        while self._waiting:
-            exchange = self._waiting.popleft()
+        for handle in self._backing_off.values():
+            handle.cancel()
+        for exchange in (*self._waiting, *self._backing_off):
             exchange.kind, exchange.end = Kind.UNFINISHED, now
             self._record(exchange)
+        self._waiting.clear()
+        self._backing_off.clear()
         self._finished.set()
 
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
@@ -192,8 +200,10 @@ class Engine:
             now = perf_counter()
             at = stream.issued
             while at < total and start + times[at] <= now:
-                item, payload = request(first + at * step)
+                item, payload, talk = request(first + at * step)
                 exchange = Exchange(item, payload, start + times[at], cls=index)
+                if talk is not None:
+                    exchange.talk, exchange.turn = talk, talk.turn
                 at += 1
                 stream.issued = at
                 exchange.dispatched = now
@@ -222,12 +232,14 @@ class Engine:
             self._check_end()
             return
         first, step = stream.numbers
-        item, payload = stream.source.request(first + stream.issued * step)
+        item, payload, talk = stream.source.request(first + stream.issued * step, user)
         stream.issued += 1
         if elapsed >= self.warmup_s:
             stream.measured += 1
         exchange = Exchange(item, payload, now, user, index)
         exchange.dispatched = now
+        if talk is not None:
+            exchange.talk, exchange.turn = talk, talk.turn
         self._begin(exchange)
 
     def _next(self, exchange: Exchange) -> None:
@@ -321,8 +333,18 @@ class Engine:
         self._over(exchange)
 
     def _over(self, exchange: Exchange) -> None:
-        if exchange.kind is Kind.OK and self.keep_text and exchange.reply is not None:
-            source = self.streams[exchange.cls].source
+        failed = exchange.kind is not Kind.OK
+        if failed and exchange.retries < self.retries and not self.stopped and retryable(exchange):
+            pause = pause_s(exchange, self._random)
+            self.recorder.retry(exchange)
+            exchange.retries += 1
+            exchange.fresh()
+            self._backing_off[exchange] = asyncio.get_running_loop().call_later(pause, self._again, exchange)
+            return
+        source = self.streams[exchange.cls].source
+        if exchange.talk is not None and exchange.kind is not Kind.UNFINISHED:
+            source.answered(exchange.talk, None if failed or exchange.reply is None else exchange.reply.text)
+        if not failed and self.keep_text and exchange.reply is not None:
             exchange.correct = source.check(exchange.item, exchange.reply.text)
             if exchange.correct == 0 and len(self.recorder.wrong) < WRONG:
                 item = source.item(exchange.item)
@@ -336,6 +358,10 @@ class Engine:
         if not self.stopped:
             self._next(exchange)
         self._check_end()
+
+    def _again(self, exchange: Exchange) -> None:
+        del self._backing_off[exchange]
+        self._place(exchange)
 
     def _record(self, exchange: Exchange) -> None:
         self._pending -= 1
@@ -353,5 +379,5 @@ class Engine:
         while True:
             await asyncio.sleep(SWEEP_S)
             limit = perf_counter() - self.timeout_s
-            for connection in [c for c in self._active if c.exchange is not None and c.exchange.sent < limit]:
+            for connection in [c for c in self._active if c.exchange is not None and c.exchange.begun < limit]:
                 connection.abort(Kind.TIMEOUT, f"no complete reply within {self.timeout_s:g} s")

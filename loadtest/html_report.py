@@ -209,19 +209,30 @@ def _class(page: Page, name: str, one: dict[str, Any]) -> None:
 
 def _server(page: Page, data: dict[str, Any]) -> None:
     server = data.get("server") or {}
-    if not server:
-        return
-    page.section("What the server says", "Scraped from its own metrics while the load ran.")
-    rows = [
-        [r["name"], number(r["mean"]), number(r["max"]), number(r["last"]), r.get("unit", "")] for r in server["rows"]
-    ]
-    page.add(table(["metric", "mean", "max", "last", ""], rows, (0, 4)))
-    for text in server.get("problems", []):
-        page.text(text, note=True)
+    if server:
+        page.section("What the server says", "Scraped from its own metrics while the load ran.")
+        page.add(_watched(server["rows"]))
+        for text in server["problems"]:
+            page.text(text, note=True)
+    gpus = data.get("gpus") or {}
+    if gpus.get("names"):
+        page.section("GPUs", f"{', '.join(gpus['names'])}, of {gpus['scope']}, read through NVML.")
+        page.add(_watched(gpus["rows"]))
+        if gpus["energy_j"] is not None:
+            page.text(f"Energy during the run: {number(gpus['energy_j'])} J.")
+        for name, text in gpus["problems"].items():
+            page.text(f"{name}: {text}", note=True)
+    elif gpus:
+        page.text(f"No GPU figures of {gpus['scope']}: {gpus['note']}.", note=True)
+
+
+def _watched(rows: list[dict[str, Any]]) -> str:
+    cells = [[r["name"], number(r["mean"]), number(r["max"]), number(r["last"]), r["n"], r["unit"]] for r in rows]
+    return table(["metric", "mean", "max", "last", "n", ""], cells, (0, 5))
 
 
 def _generator(page: Page, data: dict[str, Any]) -> None:
-    own = data["generator"]
+    own, again = data["generator"], data["retries"]
     page.section("The load generator itself")
     rows = [
         [name, *(number(values.get(k)) for k in ("p50", "p99", "max"))]
@@ -231,7 +242,8 @@ def _generator(page: Page, data: dict[str, Any]) -> None:
     page.add(table(["", "P50", "P99", "max"], rows))
     page.text(
         f"CPU: {', '.join(f'{c:.2f}' for c in own['cpu_cores'])} cores; at most {own['peak_connections']:,} "
-        f"connections; {own['resent']:,} requests sent again on a new connection; a run is invalid when a P99 is above "
+        f"connections; {own['resent']:,} requests sent again on a new connection, {again['requests']:,} after an error "
+        f"(at most {again['limit']} times each); a run is invalid when a P99 is above "
         f"{number(own['slip_bound_ms'])} ms.",
         note=True,
     )
@@ -249,7 +261,7 @@ def _all(data: dict[str, Any]) -> list[list[str]]:
             for key, inner in value.items():
                 walk(f"{name}.{key}" if name else key, inner)
 
-    walk("", {k: v for k, v in data.items() if k not in ("curves", "timeline", "server", "money", "usage")})
+    walk("", {k: v for k, v in data.items() if k not in ("curves", "timeline", "server", "gpus", "money", "usage")})
     return rows
 
 

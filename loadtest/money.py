@@ -8,159 +8,22 @@ machine with this load for its utilization.  Every assumption is listed with whe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 from loadtest.baselines import Baseline, labelled_baselines
+from loadtest.money_inputs import from_report, one_machine
+from models.baselines import uncounted
 from models.cost.compare import break_even, payback_months, tornado
+from models.cost.forecast import FlatServing, Forecast, SelfHosted
 from models.cost.ledger import cents, usd_per_request
-from models.cost.path import (
-    HOURS_PER_MONTH,
-    SECONDS_PER_HOUR,
-    FlatServing,
-    Forecast,
-    PathCost,
-    SelfHosted,
-    parse_forecast,
-    path_cost,
-)
+from models.cost.path import PathCost, path_cost
+from models.machines import MachineBook
 from models.prices import PriceBook, load_prices
 from models.support.errors import UsageError
 
 CURVE_POINTS = 41
 DRAWN = ("gpt-4o", "gemini-2.5-flash", "claude-sonnet-4-5")  # where the caller names no vendor
-
-
-@dataclass(frozen=True)
-class Assumption:
-    """One input of the figures, as text, and where it is from."""
-
-    name: str
-    value: str
-    source: str
-
-
-def from_report(data: Mapping[str, Any], stated: Mapping[str, Any], where: str) -> tuple[Forecast, list[Assumption]]:
-    """Return the forecast with its gaps filled from a report, and every assumption with its source.
-
-    Raises:
-        UsageError: a key is wrong, or neither the forecast nor the report has it; it is named.
-    """
-    values, notes = dict(stated), []
-
-    def fill(key: str, value: Any, text: str, source: str) -> None:
-        if key in stated:
-            notes.append(Assumption(key, _short(stated[key]), where))
-        else:
-            values[key] = value
-            notes.append(Assumption(key, text, source))
-
-    usage, right = data["usage"], data["accuracy"]
-    if "query" in stated:
-        notes.append(Assumption("query", _short(stated["query"]), where))
-    elif usage["groups"]:
-        values["query"], values["measured"] = _typical(usage["groups"]), {"groups": usage["groups"]}
-        text = (
-            f"{_mean(usage['groups'], 'text_tokens')} text and {_mean(usage['groups'], 'output_tokens')} output tokens"
-        )
-        images = sum(len(g["images"]) * g["requests"] for g in usage["groups"]) / usage_requests(usage)
-        notes.append(
-            Assumption(
-                "query (mean)",
-                f"{images:.3g} images, {text}",
-                f"measured, n = {usage['requests']:,}; {usage['text_tokens_from']}",
-            )
-        )
-    else:
-        fix = "give query in the forecast"
-        raise UsageError(f"the usage is not known: {usage['note']}", field=f"{where}: query", fix=fix)
-    if right["value"] or "success_rate" in stated:
-        fill("success_rate", repr(right["value"]), f"{right['value'] or 0:.2%}", f"measured, n = {right['n']:,}")
-    elif right["n"] == 0:
-        fill("success_rate", 1, "100 %", "answers were not scored: every answered query counts as right")
-    else:
-        raise UsageError("no answer was right, so there is no price of a right one", field="accuracy", value=0)
-    values["serving"] = _serving(data, stated.get("serving"), where, notes)
-    serving = values["serving"]
-    if "queries_per_month" not in stated:
-        if serving["kind"] != "self_hosted":
-            raise UsageError("is required", field=f"{where}: queries_per_month", fix="say how many queries a month has")
-        # checked as a forecast first, so that a wrong key is named as any other
-        checked = parse_forecast({**values, "queries_per_month": 1}, where).serving
-        assert isinstance(checked, SelfHosted), "its kind says so"
-        values["queries_per_month"] = _one_machine(checked)
-        text = f"{values['queries_per_month']:,}"
-        notes.append(Assumption("queries a month", text, "one machine with this load for its utilization"))
-    else:
-        notes.append(Assumption("queries a month", _short(stated["queries_per_month"]), where))
-    for key in sorted(set(stated) - {"query", "success_rate", "serving", "queries_per_month"}):
-        notes.append(Assumption(key, _short(stated[key]), where))
-    return parse_forecast(values, where), notes
-
-
-def usage_requests(usage: Mapping[str, Any]) -> int:
-    """Return how many requests the groups of a `usage` section hold."""
-    return sum(int(g["requests"]) for g in usage["groups"])
-
-
-def _mean(groups: Sequence[Mapping[str, Any]], key: str) -> str:
-    return f"{sum(g[key] for g in groups) / sum(g['requests'] for g in groups):.3g}"
-
-
-def _typical(groups: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    first = groups[0]
-    width, height = first["images"][0] if first["images"] else (1, 1)
-    tokens = {key: round(first[key] / first["requests"]) for key in ("text_tokens", "output_tokens")}
-    return {"width": width, "height": height, "images": len(first["images"]), **tokens}
-
-
-def _short(value: object) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{k} {_short(v)}" for k, v in value.items())
-    if isinstance(value, list | tuple):
-        return "; ".join(_short(v) for v in value)
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def _serving(data: Mapping[str, Any], stated: Any, where: str, notes: list[Assumption]) -> dict[str, Any]:
-    """Return the `serving` section, machines filled in from the report."""
-    given = dict(stated) if isinstance(stated, Mapping) else {}
-    if stated is not None and not isinstance(stated, Mapping):
-        raise UsageError("must be a mapping with kind", field=f"{where}: serving", value=str(stated))
-    if given.setdefault("kind", "self_hosted") != "self_hosted":
-        notes.append(Assumption("serving", _short(given), where))
-        return given
-    hardware = data["hardware"]["server"] or {}
-    about = " ".join(filter(None, (hardware.get("name"), hardware.get("source")))) or "the run's hardware section"
-    rps = data["throughput_rps"]
-    measured = None if not rps["value"] else f"{sustained(data):f}"
-    found = (
-        ("usd_per_hour", hardware.get("usd_per_hour"), about, "give the price of a machine, --usd-per-hour of the run"),
-        ("capacity_rps", measured, f"measured, n = {rps['n']:,}; as high as this load, no higher", "no reply came"),
-        ("utilization", hardware.get("utilization"), about, "give the share of the hours in which such load is there"),
-    )
-    for key, value, source, fix in found:
-        if key in given:
-            notes.append(Assumption(key, str(given[key]), where))
-        elif value is None:
-            raise UsageError("is neither in the forecast nor in the report", field=f"{where}: serving.{key}", fix=fix)
-        else:
-            given[key] = value
-            notes.append(Assumption(key, f"{Decimal(value):.6g}", source))
-    for key in sorted(set(given) - {"kind", *(k for k, *_ in found)}):
-        notes.append(Assumption(key, str(given[key]), where))
-    return given
-
-
-def sustained(data: Mapping[str, Any]) -> Decimal:
-    """Return the successful replies per second of a run, from its exact count and duration."""
-    return Decimal(data["throughput_rps"]["n"]) / Decimal(repr(data["load"]["duration_s"]))
-
-
-def _one_machine(serving: SelfHosted) -> int:
-    """Return the queries of a month that fill one machine for its utilization."""
-    return max(1, int(serving.capacity_rps * serving.utilization * SECONDS_PER_HOUR * HOURS_PER_MONTH))
 
 
 def interval(data: Mapping[str, Any], forecast: Forecast, stated: Mapping[str, Any], book: PriceBook) -> list[str]:
@@ -178,7 +41,7 @@ def interval(data: Mapping[str, Any], forecast: Forecast, stated: Mapping[str, A
         if own and "capacity_rps" not in (stated.get("serving") or {}) and rps:
             change["serving"] = forecast.serving.model_copy(update={"capacity_rps": Decimal(repr(rps))})
             if "queries_per_month" not in stated:
-                change["queries_per_month"] = _one_machine(change["serving"])
+                change["queries_per_month"] = one_machine(change["serving"])
         ends.append(f"{path_cost(forecast.model_copy(update=change), book).usd_per_success:f}")
     return ends
 
@@ -191,6 +54,7 @@ def cost_part(
     measured: Sequence[Baseline] = (),
     against: Sequence[str] = (),
     book: PriceBook | None = None,
+    machines: MachineBook | None = None,
 ) -> dict[str, Any]:
     """Return the cost part of a report, JSON-ready, dollars as decimal text.
 
@@ -199,12 +63,13 @@ def cost_part(
         stated: the forecast's keys as they were written.
         measured: baselines from other reports.
         against: vendor models whose break-even curves are drawn.
+        machines: prices of the forecast's `serving.machine`.
 
     Raises:
         UsageError: as `from_report`, or a vendor model is unknown or lacks a price.
     """
     prices, own = book or load_prices(), dict(stated or {})
-    forecast, notes = from_report(data, own, where)
+    forecast, notes = from_report(data, own, where, machines)
     bill = path_cost(forecast, prices)
     rows = [_row(forecast, bill, one, prices) for one in labelled_baselines(forecast, prices, measured)]
     rows.sort(key=lambda r: Decimal(r["usd_per_month"]))
@@ -226,6 +91,7 @@ def cost_part(
         "run": _run(data, forecast, prices),
         "one_time_usd": {name: f"{usd:f}" for name, usd in forecast.one_time_usd.items()},
         "baselines": rows,
+        "left_out": uncounted(forecast.usage, prices),
         "curve": _curve(forecast, prices, drawn),
         "tornado": [
             {key: f"{value:f}" if isinstance(value, Decimal) else value for key, value in vars(s).items()}
@@ -355,4 +221,4 @@ def usd(amount: Decimal | str) -> str:
     return f"${text.rstrip('0').rstrip('.') if '.' in text else text}"
 
 
-__all__ = ["Assumption", "cost_or_why", "cost_part", "from_report", "sustained", "usd"]
+__all__ = ["cost_or_why", "cost_part", "usd"]

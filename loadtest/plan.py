@@ -12,9 +12,11 @@ from loadtest.apis import Api, make_api
 from loadtest.arrivals import make_times
 from loadtest.client import Target
 from loadtest.config import RunConfig, TrafficClass
+from loadtest.dialogue import Dialogues
 from loadtest.engine import Stream
 from loadtest.source import Source
 from loadtest.workloads import Workload, make_workload
+from loadtest.workloads.base import Conversations
 from models.support.errors import UsageError
 
 if TYPE_CHECKING:
@@ -89,7 +91,12 @@ def _share(total: int, worker: int, workers: int) -> int:
 
 def api_key(config: RunConfig) -> str:
     """Return the key from the environment, an empty string when there is none."""
-    return os.environ.get(config.api_key_env, "")
+    return os.environ.get(key_name(config), "")
+
+
+def key_name(config: RunConfig) -> str:
+    """Return the environment variable that holds the key."""
+    return config.api_key_env or make_api(config.api).key_env
 
 
 def make_plan(config: RunConfig, workloads: list[Workload], worker: int = 0, workers: int = 1) -> Plan:
@@ -120,6 +127,11 @@ def _stream(
     worker: int,
     workers: int,
 ) -> Stream:
+    def source(first: int | None) -> Source | Dialogues:
+        if isinstance(workload, Conversations):
+            return Dialogues(workload, config, traffic, api, target, key, worker, workers)
+        return Source(workload, config, traffic, api, target, key, first, worker, workers)
+
     if traffic.open_loop:
         times = schedule(config, number)
         if not len(times):
@@ -129,14 +141,12 @@ def _stream(
                 value=traffic.rate,
                 fix="raise the rate or the duration",
             )
-        source = Source(workload, config, traffic, api, target, key, len(times), worker, workers)
-        return Stream(source, times=times[worker::workers], numbers=(worker, workers))
+        return Stream(source(len(times)), times=times[worker::workers], numbers=(worker, workers))
     assert traffic.concurrency is not None
     limit = None if config.requests is None else _share(config.requests, worker, workers)
     first = None if config.requests is None or config.warmup_s else config.requests
-    source = Source(workload, config, traffic, api, target, key, first, worker, workers)
     return Stream(
-        source,
+        source(first),
         users=_share(traffic.concurrency, worker, workers),
         think_s=traffic.think_s,
         limit=limit,

@@ -11,6 +11,7 @@ from typing import Any
 from loadtest.apis import Api, error_text
 from loadtest.client import Target
 from loadtest.config import RunConfig
+from loadtest.plan import key_name
 from models.support.errors import UsageError
 
 
@@ -61,12 +62,13 @@ def _message(body: bytes) -> str:
 
 
 def _refuse_key(config: RunConfig, status: int, body: bytes) -> None:
-    if status in (401, 403):
+    # Gemini answers a bad key with 400, and says which of its errors it is.
+    if status in (401, 403) or (status == 400 and b"API_KEY_INVALID" in body):
         raise UsageError(
             f"the server refuses the key ({status}: {_message(body)})",
             field="--api-key-env",
-            value=config.api_key_env,
-            fix=f"put a valid key into the environment variable {config.api_key_env}",
+            value=key_name(config),
+            fix=f"put a valid key into the environment variable {key_name(config)}",
         )
 
 

@@ -1,4 +1,4 @@
-"""What is kept of every request: 84 bytes in a file, and a histogram of the pauses between tokens.
+"""What is kept of every request: 85 bytes in a file, and a histogram of the pauses between tokens.
 
 Records are packed into a fixed buffer that is appended to a spill file when full, so the memory of a run does not grow
 with its length, and what was measured survives whatever ends the run.  Times in the file are seconds since the start of
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 # One request.  `intended` is when it should have been sent, `dispatched` when the generator got to it, `sent` when its
 # first byte was written (after waiting for a connection); `first`, `last`: first and last content; `end`: last byte.
 # NaN: did not happen.  `correct`: -1 not scored, 0 wrong, 1 right.  Token counts are the server's, -1 when it gave
-# none.
+# none.  `resent`: sent again on a new connection because the server had closed an idle one; `retries`: times that it
+# was sent again after an error.
 RECORD = np.dtype(
     [
         ("intended", "<f8"),
@@ -44,10 +45,11 @@ RECORD = np.dtype(
         ("turn", "<i2"),
         ("correct", "<i1"),
         ("resent", "<i1"),
+        ("retries", "<i1"),
         ("worker", "<i2"),
     ]
 )
-_PACKER = struct.Struct("<6d f 5i 4h 2b h")
+_PACKER = struct.Struct("<6d f 5i 4h 3b h")
 assert _PACKER.size == RECORD.itemsize
 _NAN = float("nan")
 BLOCK = 1024  # records held before they go to the file
@@ -73,6 +75,7 @@ class Recorder:
         self.gaps: list[float] = []
         self.gap_histogram = BatchedHistogram()
         self.examples: dict[str, list[str]] = {}
+        self.retried: dict[str, int] = {}  # tries that failed and were not the last, by kind of error
         self.wrong: list[dict[str, object]] = []
         self.recent: list[float] = []  # latencies since the last look of the progress line
 
@@ -100,6 +103,7 @@ class Recorder:
             x.turn,
             x.correct,
             x.resent,
+            x.retries,
             self.worker,
         )
         self._used += _PACKER.size
@@ -117,6 +121,14 @@ class Recorder:
         if x.kind is not Kind.UNFINISHED:
             self.errors += 1
         kept = self.examples.setdefault(error_name(x.kind, x.status), [])
+        if len(kept) < EXAMPLES:
+            kept.append(x.detail)
+
+    def retry(self, x: Exchange) -> None:
+        """Count a failed try that is not the last of its request, and keep the first examples."""
+        name = error_name(x.kind, x.status)
+        self.retried[name] = self.retried.get(name, 0) + 1
+        kept = self.examples.setdefault(name, [])
         if len(kept) < EXAMPLES:
             kept.append(x.detail)
 

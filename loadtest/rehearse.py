@@ -340,8 +340,8 @@ DRILLS: dict[str, Drill] = {
 }
 
 
-def rehearse(names: list[str], setting: Setting, tell: Callable[[Verdict], None] = lambda v: None) -> list[Verdict]:
-    """Run drills one after another.
+def rehearse(names: list[str], setting: Setting) -> Iterator[Verdict]:
+    """Run drills one after another, each one's verdict as soon as it is known.
 
     Raises:
         UsageError: an unknown drill, or a server that is not usable.
@@ -349,11 +349,7 @@ def rehearse(names: list[str], setting: Setting, tell: Callable[[Verdict], None]
     for name in names:
         if name not in DRILLS:
             raise UsageError("unknown drill", field="--drill", value=name, fix=f"use {', '.join(DRILLS)}")
-    found = []
     for name in names:
         drill = DRILLS[name]
         reason = drill.missing(setting)
-        verdict = Verdict(name, drill.expectation, "skipped", [reason]) if reason else drill.run(setting)
-        found.append(verdict)
-        tell(verdict)
-    return found
+        yield Verdict(name, drill.expectation, "skipped", [reason]) if reason else drill.run(setting)

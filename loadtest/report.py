@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,9 +27,8 @@ from models.support.errors import UsageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 BUSY = 0.9  # share of a core above which the generator may be the limit
-SAMPLE = 2000  # queries that are priced at vendors' rules
 SLIP_BOUND_MS, SLIP_BOUND_SHARE = 20.0, 0.1
 
 
@@ -113,6 +113,11 @@ def build_report(
     }
     data["workload"][0]["repeats"] = sum(s["repeats"] for s in summaries)
     data["workload"][0]["cache_busted"] = sum(s["busted"] for s in summaries)
+    for number, one in enumerate(data["workload"]):
+        talks = [s["conversations"][number] for s in summaries]
+        if any(talks):
+            one["conversations"] = {key: sum(t[key] for t in talks) for key in talks[0]}
+    data["retries"] = _retries(config, records, summaries, window)
     if len(config.classes) > 1:
         data["classes"] = {
             c.name: figures(records[records["cls"] == i], window, c.slo, examples) for i, c in enumerate(config.classes)
@@ -121,9 +126,11 @@ def build_report(
     data["generator"] = _generator(config, records, summaries, window)
     _judge(config, data)
     measured = records[(records["intended"] >= window[0]) & (records["intended"] < window[1])]
-    data["cost"], data["baselines"], data["baselines_note"] = _money(config, workloads, measured, data)
     data["usage"] = usage_of(workloads, measured, config.model)
-    data["server"] = server
+    data["cost"] = _money(config, data)
+    data["baselines"], data["baselines_note"] = cost.baselines(data["usage"])
+    data["gpus"] = server["gpus"]
+    data["server"] = {key: server[key] for key in ("rows", "problems", "urls")} if server["urls"] else {}
     data["versions"] = versions()
     data["hardware"] = {
         "generator": hardware(),
@@ -136,7 +143,16 @@ def build_report(
 def _load(config: RunConfig, window: tuple[float, float]) -> dict[str, Any]:
     out = config.model_dump(
         mode="json",
-        include={"warmup_s", "cooldown_s", "processes", "max_connections", "timeout_s", "temperature", "cache_bust"},
+        include={
+            "warmup_s",
+            "cooldown_s",
+            "processes",
+            "max_connections",
+            "timeout_s",
+            "retries",
+            "temperature",
+            "cache_bust",
+        },
     )
     out["duration_s"] = round(window[1] - window[0], 3)
     out["classes"] = [
@@ -186,6 +202,23 @@ def _generator(
     }
 
 
+def _retries(
+    config: RunConfig, records: NDArray[np.void], summaries: list[dict[str, Any]], window: tuple[float, float]
+) -> dict[str, Any]:
+    """Return how often the client sent failed requests again, in the measured part; `by_kind` is of the whole run."""
+    again = records[(records["intended"] >= window[0]) & (records["intended"] < window[1]) & (records["retries"] > 0)]
+    by_kind: Counter[str] = Counter()
+    for one in summaries:
+        by_kind.update(one["retried"])
+    return {
+        "limit": config.retries,
+        "requests": len(again),
+        "tries": int(again["retries"].sum()),
+        "recovered": int((again["kind"] == 0).sum()),
+        "by_kind": dict(sorted(by_kind.items())),
+    }
+
+
 def slip_bound(config: RunConfig, latency_p50: float | None) -> float:
     """Return the bound on the p99 of the slip, in ms."""
     if config.max_slip_ms is not None:
@@ -214,6 +247,12 @@ def _judge(config: RunConfig, data: dict[str, Any]) -> None:
         warn(f"{times} requests repeated an earlier prompt: the server's caches may have helped")
     if config.stream and data["requests"] > data["errors"] and data["ttft_ms"]["p50"]["n"] == 0:
         warn("no reply was streamed, so there is no time to first token")
+    again = data["retries"]
+    if again["requests"]:
+        warn(
+            f"{again['requests']:,} requests were sent again after an error, {again['recovered']:,} of them succeeded: "
+            "their errors are only in their latency (--retries)"
+        )
     if data["unfinished"]:
         warn(f"{data['unfinished']:,} requests were still running when the run was stopped; they are in no figure")
     share = (data["n_eff_p99"] or 0) / max(1, data["latency_ms"]["p99"]["n"])
@@ -221,13 +260,16 @@ def _judge(config: RunConfig, data: dict[str, Any]) -> None:
         warn("the slowest requests come in few bursts: intervals of the tail are wide, and a longer run narrows them")
 
 
-def _money(
-    config: RunConfig, workloads: list[Workload], measured: NDArray[np.void], data: dict[str, Any]
-) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
-    ok = measured[measured["kind"] == 0]
+def _money(config: RunConfig, data: dict[str, Any]) -> dict[str, Any]:
     spending: dict[str, Any] = {"formula": cost.FORMULA, "currency": "USD"}
     if config.hardware is None:
-        missing = {"value": None, "low": None, "high": None, "n": len(ok), "note": "no hardware section given"}
+        missing = {
+            "value": None,
+            "low": None,
+            "high": None,
+            "n": data["usage"]["requests"],
+            "note": "no hardware section given",
+        }
         spending |= {"usd_per_query": missing, "usd_per_correct_answer": dict(missing)}
     else:
         rps = data["throughput_rps"]
@@ -238,14 +280,7 @@ def _money(
         share = Figure(right["value"], right["low"], right["high"], right["n"])
         spending |= {"usd_per_query": query, "usd_per_correct_answer": cost.per_correct(query, share)}
         spending["inputs"] = config.hardware.model_dump(mode="json")
-    picked = ok[np.linspace(0, len(ok) - 1, min(len(ok), SAMPLE)).astype(int)] if len(ok) else ok
-    shapes = []
-    for row in picked:
-        workload = workloads[int(row["cls"])]
-        if int(row["item"]) < len(workload):
-            shapes.append((workload.item(int(row["item"])).shape, int(row["completion_tokens"])))
-    rows, note = cost.baselines(shapes)
-    return spending, rows, note
+    return spending
 
 
 def write_reports(report: Report, out: Path | str) -> dict[str, Path]:
@@ -260,11 +295,8 @@ def write_reports(report: Report, out: Path | str) -> dict[str, Path]:
 
     folder = Path(out)
     paths = {kind: folder / name for kind, name in FILES.items()}
-    # The one that everything else can be made from comes first.
+    # What says most comes first, what grows with the run last: a full disk then keeps as much as possible.
     write_json(paths["json"], report.data)
-    with atomic_write(paths["records"], "wb") as file:
-        np.save(file, report.records, allow_pickle=False)
-    write_csv(paths["csv"], report)
     for kind, text in (
         ("html", render(report.data)),
         ("markdown", markdown(report.data)),
@@ -272,6 +304,9 @@ def write_reports(report: Report, out: Path | str) -> dict[str, Path]:
     ):
         with atomic_write(paths[kind]) as file:
             file.write(text)
+    with atomic_write(paths["records"], "wb") as file:
+        np.save(file, report.records, allow_pickle=False)
+    write_csv(paths["csv"], report)
     return paths
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from loadtest.forecast_file import refuse_other_currency
 from loadtest.roi_data import Datum, gather, pick
 from models.cost.compare import payback_months
-from models.cost.path import Amount, Share
+from models.cost.forecast import Amount, Share
 from models.cost.roi import MONTHS, Roi, labour_saved
 from models.prices import Money
 from models.support.errors import UsageError

@@ -11,7 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from loadtest.baselines import read_report
-from models.cost.path import HOURS_PER_MONTH
+from models.cost.forecast import HOURS_PER_MONTH
 from models.support.errors import UsageError
 
 LARGEST = 50 * 2**20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,12 @@ def joined(reports: Sequence[Report]) -> Report:
     data["valid"] = all(r.valid for r in reports)
     data["invalid_because"] = [text for r in reports for text in r.data["invalid_because"]]
     data["partial"] = any(r.partial for r in reports)
+    again = [r.data["retries"] for r in reports]
+    by_kind: Counter[str] = Counter()
+    for one in again:
+        by_kind.update(one["by_kind"])
+    totals = {key: sum(one[key] for one in again) for key in ("requests", "tries", "recovered")}
+    data["retries"] = {"limit": again[0]["limit"], **totals, "by_kind": dict(by_kind)}
     query, rate = last["cost"]["usd_per_query"], data["throughput_rps"]
     if query["value"] is not None and rate["value"]:
         hourly = query["value"] * last["throughput_rps"]["value"]

@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -27,11 +27,9 @@ from loadtest.config import RunConfig
 from loadtest.plan import load_workloads, make_plan, whole_run
 from loadtest.recorder import read_records
 from loadtest.report import Report, build_report, write_reports
+from loadtest.telemetry import Telemetry
 from models.support.errors import FoveaError, UsageError
 from models.support.progress import Progress
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Report", "run_load", "write_reports"]
 
@@ -82,11 +80,11 @@ def run_load(
             from loadtest.plan import api_key
             from loadtest.preflight import check_server
 
-            payload = first.streams[0].source.request(0)[1]
+            payload = first.streams[0].source.sample()
             about = check_server(config, first.target, first.api, api_key(config), payload)
         total = whole_run(config) if config.duration_s is not None else config.requests
         unit = "" if config.duration_s is not None else "requests"
-        with Progress(total, "load", unit, enabled=progress) as line, _scrape(config) as scrape:
+        with Progress(total, "load", unit, enabled=progress) as line, Telemetry(config.metrics_urls) as scrape:
             board = Board(line, config.processes)
 
             def begin(when: float) -> None:
@@ -109,25 +107,6 @@ def run_load(
         records = np.concatenate([read_records(path) for path in paths])
     records = records[np.argsort(records["intended"], kind="stable")]
     return build_report(config, workloads, records, summaries, started=started, about=about, server=scrape.result())
-
-
-class _NoScrape:
-    """Stands where server metrics would be scraped, when none are asked for."""
-
-    def __enter__(self) -> _NoScrape:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return None
-
-    def result(self) -> dict[str, Any]:
-        return {}
-
-
-def _scrape(config: RunConfig) -> Any:
-    from loadtest.telemetry import Telemetry, has_gpu
-
-    return Telemetry(config.metrics_urls) if config.metrics_urls or has_gpu() else _NoScrape()
 
 
 def run_processes(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import orjson
 
@@ -18,6 +19,9 @@ from loadtest.client import Target, request_head
 from loadtest.config import RunConfig, TrafficClass
 from loadtest.workloads.base import Item, Workload
 from models.support.errors import UsageError
+
+if TYPE_CHECKING:
+    from loadtest.dialogue import Talk
 
 MARK = "[0123456789ab] "  # the shape of a cache-busting mark; the hex digits are replaced
 _PLACE = b"@fovea-mark@"
@@ -77,8 +81,8 @@ class Source:
         self.head = request_head(
             target, api.path(target.base, config.model, config.stream), {**api.headers(key), **traffic.headers}
         )
-        self.busts = 0
-        self.repeats = 0
+        self.busts = self.repeats = 0
+        self.counts: dict[str, int] = {}  # of conversations: there are none
         self._seed = f"{config.seed}/{traffic.name}".encode()
         self._ready: dict[int, Prepared] = {}
         self._items: dict[int, Item] = {}
@@ -99,16 +103,11 @@ class Source:
                     value=workload.name,
                     fix="use fewer or smaller items (for instance --workload-option limit=1000)",
                 )
-        self.scored = any(item.check for item in self._items.values())
+        self.scored = self.wants_text = any(item.check for item in self._items.values())
 
     def _prepare(self, index: int) -> Prepared:
         item = self.workload.item(index)
-        options = dict(self.traffic.extra)
-        if self.config.temperature is not None:
-            options.setdefault("temperature", self.config.temperature)
-        if self.traffic.max_tokens is not None:
-            options["max_tokens"] = self.traffic.max_tokens
-        options |= item.options
+        options = self.traffic.options(self.config.temperature) | item.options
         messages = item.messages if item.check else _marked(item.messages)
         value = self.api.body(self.config.model, messages, options, self.config.stream)
         body = orjson.dumps(value)
@@ -122,18 +121,25 @@ class Source:
         """Return a prepared item."""
         return self._items[index]
 
-    def request(self, number: int) -> tuple[int, bytes]:
-        """Return (item index, whole HTTP request) for request `number` of the run."""
+    def sample(self) -> bytes:
+        """Return the first request of the workload."""
+        return (self._ready.get(0) or self._prepare(0)).payload()
+
+    def request(self, number: int, user: int = -1) -> tuple[int, bytes, Talk | None]:
+        """Return (item index, whole HTTP request, no conversation) for request `number` of the run."""
         index = number % self.size
         prepared = self._ready.get(index) or self._prepare(index)
         if number < self.size:
-            return index, prepared.payload()
+            return index, prepared.payload(), None
         if prepared.mark_at < 0 or not self.config.cache_bust:
             self.repeats += 1
-            return index, prepared.payload()
+            return index, prepared.payload(), None
         self.busts += 1
         digest = hashlib.blake2b(self._seed + number.to_bytes(8, "little"), digest_size=6).hexdigest()
-        return index, prepared.payload(b"[" + digest.encode() + b"] ")
+        return index, prepared.payload(b"[" + digest.encode() + b"] "), None
+
+    def answered(self, talk: Talk, text: str | None) -> None:
+        """Do nothing: these requests do not go on from one another."""
 
     def check(self, index: int, text: str) -> int:
         """Return 1 for a right answer, 0 for a wrong one, -1 when the item has no truth."""

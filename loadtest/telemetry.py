@@ -1,19 +1,18 @@
-"""What the server says of itself while the load runs: Prometheus endpoints, and NVIDIA GPUs of this machine."""
+"""What the server says of itself while the load runs (Prometheus endpoints), and what this machine's GPUs do."""
 
 from __future__ import annotations
 
 import math
-import subprocess
 import threading
 import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from loadtest.gpus import SCOPE, Gpus, NoGpu
+
 PERIOD_S = 1.0
-NVIDIA_SMI = ("nvidia-smi", "--query-gpu=index,utilization.gpu,memory.used,power.draw", "--format=csv,noheader,nounits")
 
 # Metric name -> (what it is called in the report, unit, kind).  A counter is shown as its rate; a histogram as mean of
 # its values.  Names are vLLM's and this project's; others are ignored.
@@ -35,11 +34,6 @@ WATCHED = {
     "vllm:request_prefill_time_seconds": ("prefill", "s", "histogram"),
     "vllm:request_decode_time_seconds": ("decode", "s", "histogram"),
 }
-
-
-def has_gpu() -> bool:
-    """Is there an NVIDIA GPU in this machine?"""
-    return Path("/dev/nvidia0").exists()
 
 
 def parse_metrics(text: str) -> dict[str, float]:
@@ -70,14 +64,37 @@ class _Track:
     unit: str
     values: list[float] = field(default_factory=list)
 
+    def row(self, name: str) -> dict[str, Any]:
+        """Return the track as a row of the report."""
+        seen = self.values
+        return {
+            "name": name,
+            "unit": self.unit,
+            "mean": sum(seen) / len(seen),
+            "max": max(seen),
+            "last": seen[-1],
+            "n": len(seen),
+        }
+
 
 class Telemetry:
-    """Scrapes once a second in a thread of its own, as a context manager; `result()` afterwards."""
+    """Scrapes once a second in a thread of its own, as a context manager; `result()` afterwards.
 
-    def __init__(self, urls: tuple[str, ...], gpu: bool | None = None):
+    Args:
+        nvml: the NVML binding; by default NVIDIA's own.
+    """
+
+    def __init__(self, urls: tuple[str, ...], nvml: Any = None):
         self.urls = urls
-        self.gpu = has_gpu() if gpu is None else gpu
+        self.gpus: Gpus | None = None
+        self.no_gpu = ""
+        try:
+            self.gpus = Gpus(nvml)
+        except NoGpu as error:
+            self.no_gpu = str(error)
         self.tracks: dict[str, _Track] = {}
+        self.gpu_tracks: dict[str, _Track] = {}
+        self._energy: tuple[list[float | None], list[float | None]] = ([], [])
         self.problems: list[str] = []
         self._first: dict[str, dict[str, float]] = {}
         self._last: dict[str, dict[str, float]] = {}
@@ -86,19 +103,26 @@ class Telemetry:
         self._thread = threading.Thread(target=self._loop, name="telemetry", daemon=True)
 
     def __enter__(self) -> Telemetry:
-        self._thread.start()
+        if self.urls or self.gpus is not None:
+            self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
-        self._thread.join(timeout=10)
+        if self._thread.ident is not None:
+            self._thread.join(timeout=10)
+        if self.gpus is not None:
+            self.gpus.close()
 
     def _loop(self) -> None:
+        began = self.gpus.energy_j() if self.gpus is not None else []
         while True:
             for url in self.urls:
                 self._scrape(url)
-            if self.gpu:
-                self._gpus()
+            if self.gpus is not None:
+                for name, unit, value in self.gpus.sample():
+                    self.gpu_tracks.setdefault(name, _Track(unit)).values.append(value)
+                self._energy = (began, self.gpus.energy_j())
             if self._stop.wait(PERIOD_S):
                 break
         for url in self.urls:
@@ -131,38 +155,25 @@ class Telemetry:
     def _add(self, name: str, unit: str, value: float) -> None:
         self.tracks.setdefault(name, _Track(unit)).values.append(value)
 
-    def _gpus(self) -> None:
-        try:
-            done = subprocess.run(NVIDIA_SMI, capture_output=True, text=True, timeout=5, check=True)
-        except (OSError, subprocess.SubprocessError) as error:
-            self._problem(f"nvidia-smi: {error}")
-            self.gpu = False
-            return
-        for line in done.stdout.splitlines():
-            index, *figures = (part.strip() for part in line.split(","))
-            for (name, unit), value in zip((("use", "%"), ("memory", "MiB"), ("power", "W")), figures, strict=False):
-                try:
-                    self._add(f"GPU {index} {name}", unit, float(value))
-                except ValueError:
-                    self._problem(f"GPU {index} {name}: {value}")
-
     def result(self) -> dict[str, Any]:
-        """Return rows (name, unit, mean, max, last) and what could not be read."""
-        rows = [
-            {
-                "name": n,
-                "unit": t.unit,
-                "mean": sum(t.values) / len(t.values),
-                "max": max(t.values),
-                "last": t.values[-1],
-            }
-            for n, t in self.tracks.items()
-        ]
+        """Return the server's rows (name, unit, mean, max, last, n), what could not be read, and the GPUs."""
+        rows = [track.row(name) for name, track in self.tracks.items()]
         for url in self.urls:
             first, last = self._first.get(url, {}), self._last.get(url, {})
             for metric, (name, unit, kind) in WATCHED.items():
                 count = last.get(metric + "_count", 0) - first.get(metric + "_count", 0)
                 if kind == "histogram" and count > 0:
                     mean = (last[metric + "_sum"] - first[metric + "_sum"]) / count
-                    rows.append({"name": name, "unit": unit, "mean": mean, "max": None, "last": None})
-        return {"rows": rows, "problems": self.problems, "urls": list(self.urls)}
+                    rows.append({"name": name, "unit": unit, "mean": mean, "max": None, "last": None, "n": int(count)})
+        return {"rows": rows, "problems": self.problems, "urls": list(self.urls), "gpus": self._gpu_result()}
+
+    def _gpu_result(self) -> dict[str, Any]:
+        known = [(a, b) for a, b in zip(*self._energy, strict=False) if a is not None and b is not None]
+        return {
+            "scope": SCOPE,
+            "names": self.gpus.names if self.gpus is not None else [],
+            "rows": [track.row(name) for name, track in self.gpu_tracks.items()],
+            "energy_j": round(sum(b - a for a, b in known), 1) if known else None,
+            "problems": self.gpus.problems if self.gpus is not None else {},
+            "note": self.no_gpu,
+        }

@@ -206,7 +206,7 @@ def markdown(data: dict[str, Any]) -> str:
 COUNTS = ("prompt_tokens", "completion_tokens", "correct")
 CSV_HEAD = (
     "class,item,intended_s,dispatched_s,sent_s,first_s,last_s,end_s,latency_ms,ttft_ms,status,outcome,"
-    "chunks,prompt_tokens,completion_tokens,correct,max_gap_ms,turn,worker\n"
+    "chunks,prompt_tokens,completion_tokens,correct,max_gap_ms,turn,retries,worker\n"
 )
 
 
@@ -224,7 +224,7 @@ def write_csv(path: Path, report: Report) -> None:
             fields.append("" if np.isnan(row["first"]) else f"{1e3 * (row['first'] - row['intended']):.3f}")
             fields += [str(row["status"]), error_name(row["kind"], row["status"]), str(row["chunks"])]
             fields += [str(row[k]) if row[k] >= 0 else "" for k in COUNTS]
-            fields += [f"{1e3 * row['max_gap']:.3f}", str(row["turn"]), str(row["worker"])]
+            fields += [f"{1e3 * row['max_gap']:.3f}", str(row["turn"]), str(row["retries"]), str(row["worker"])]
             file.write(",".join(fields) + "\n")
 
 
@@ -255,6 +255,7 @@ def prometheus(data: dict[str, Any]) -> str:
         metric(key.replace("_ms", "_milliseconds"), text, samples)
     metric("requests", "measured requests", [("", data["requests"])])
     metric("errors", "failed requests", [("", data["errors"])])
+    metric("retried_requests", "requests sent again after an error", [("", data["retries"]["requests"])])
     metric("throughput_rps", "successful replies per second", [("", data["throughput_rps"]["value"])])
     metric("accuracy", "share of scored answers that were right", [("", data["accuracy"]["value"])])
     metric("usd_per_query", "dollars per successful query", [("", data["cost"]["usd_per_query"]["value"])])

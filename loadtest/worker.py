@@ -85,6 +85,7 @@ async def drive(
         max_connections=max(1, config.max_connections // workers),
         tls=plan.target.ssl_context(config.verify_tls),
         seed=config.seed * 1000 + worker,
+        retries=config.retries,
     )
     failure: BaseException | None = None
     cpu = 0.0
@@ -128,6 +129,7 @@ async def drive(
         "errors": recorder.errors,
         "examples": recorder.examples,
         "wrong": recorder.wrong,
+        "retried": recorder.retried,
         "gaps": recorder.gap_histogram.to_list(),
         "lag": watch.lag.to_dict(),
         "cpu": cpu,
@@ -137,6 +139,7 @@ async def drive(
         "peak_connections": engine.peak_connections,
         "repeats": sum(s.repeats for s in sources),
         "busted": sum(s.busts for s in sources),
+        "conversations": [s.counts for s in sources],
         "issued": [s.issued for s in plan.streams],
     }
 

@@ -3,95 +3,88 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
-from dataclasses import dataclass
-from decimal import Decimal
-from fractions import Fraction
 from typing import Any
 
-from models.image_tokens import image_tokens
-from models.prices import PriceBook, PriceRow, Usage, load_prices
+from models.cost.usage import MeasuredUsage, UsageGroup, image_tokens_per_query, vendor_usd_of
+from models.image_tokens import find_model, image_tokens
+from models.prices import PriceBook, load_prices
 from models.support.errors import UsageError
 
 NOTE = "priced, not measured"
 
 
-@dataclass(frozen=True)
-class QueryShape:
-    """What decides the price of a query: `images` pictures of width x height px, and its text and output tokens.
+def one_query(width: int, height: int, images: int, text_tokens: int, output_tokens: int) -> MeasuredUsage:
+    """Return the usage of a single query with `images` pictures of width x height px.
 
     Text tokens are those of the tokenizer that counted them; another vendor's may differ by a third either way.
+
+    Raises:
+        UsageError: a number is negative, or an image has no size.
     """
-
-    width: int
-    height: int
-    images: int
-    text_tokens: int
-    output_tokens: int
-
-    def __post_init__(self) -> None:
-        for name in ("width", "height", "images", "text_tokens", "output_tokens"):
-            value = getattr(self, name)
-            lowest = 1 if name in ("width", "height") and self.images else 0
-            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-                raise UsageError(f"must be a whole number, {lowest} or more", field=name, value=value)
+    given = {"width": width, "height": height, "images": images, "text": text_tokens, "output": output_tokens}
+    for name, value in given.items():
+        lowest = 1 if name in ("width", "height") and images else 0
+        if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+            raise UsageError(f"must be a whole number, {lowest} or more", field=name, value=value)
+    group = UsageGroup(
+        images=((width, height),) * images, requests=1, text_tokens=text_tokens, output_tokens=output_tokens
+    )
+    return MeasuredUsage(groups=(group,))
 
 
-def query_cost(shape: QueryShape, row: PriceRow, *, batch: bool = False, detail: str = "high") -> Decimal:
-    """Return the dollars of one query of this shape.  Raises UsageError as `image_tokens` and `PriceRow.cost` do."""
-    tokens = image_token_count(shape, row.model, detail) + shape.text_tokens
-    return row.cost(Usage(tokens, shape.output_tokens), batch=batch).total
+def uncounted(usage: MeasuredUsage, book: PriceBook, *, set: str = "list") -> list[str]:
+    """Return the book's models that cannot be priced: queries have images, and no rule says what they take there.
+
+    `fovea models image-tokens --list` shows the models that have a rule.
+    """
+    if not any(group.images for group in usage.groups):
+        return []
+    return [row.model for row in book.current(set=set) if rule_of(row.model) is None]
 
 
-def image_token_count(shape: QueryShape, model: str, detail: str = "high") -> int:
-    """Return the tokens of all images of one query."""
-    if not shape.images:
-        return 0
-    return shape.images * image_tokens(model, shape.width, shape.height, detail).tokens
+def rule_of(model: str) -> str | None:
+    """Return the name of a model's image-token rule, None when it has none."""
+    try:
+        return image_tokens(find_model(model), 64, 64).rule
+    except UsageError:
+        return None
 
 
 def vendor_baselines(
-    queries: Sequence[QueryShape] | QueryShape,
-    on: dt.date | None = None,
-    book: PriceBook | None = None,
-    *,
-    set: str = "list",
+    usage: MeasuredUsage, on: dt.date | None = None, book: PriceBook | None = None, *, set: str = "list"
 ) -> list[dict[str, Any]]:
-    """Return one row per vendor model: the mean price of these queries there, cheapest first.
+    """Return one row per vendor model that can be priced (`uncounted`): the mean price of a query, cheapest first.
 
     Args:
-        queries: the queries as they were sent; equal ones are priced once.
+        usage: the queries as they were sent, or the typical one (`one_query`).
         on: day whose prices count; today when None.
         book: the price book; the shipped one when None.
         set: row set of the book.
 
     Returns:
-        dicts with `vendor`, `model`, `usd_per_query` (Decimal, the mean), `image_tokens` (mean per query, rounded to a
-        whole token), `effective_from` (ISO date), `source`, `stale` (source read over 90 days ago) and `note`.
+        dicts with `vendor`, `model`, `usd_per_query` (Decimal), `image_tokens` (mean per query, decimal text),
+        `image_rule` (None for a model without one), `effective_from` and `read` (ISO dates), `source`, `stale` (source
+        read over 90 days ago) and `note`.
 
     Raises:
-        UsageError: no queries, or a model of the book without an image-token rule.
+        UsageError: a vendor's rule refuses the size of an image.
     """
-    shapes = [queries] if isinstance(queries, QueryShape) else list(queries)
-    if not shapes:
-        raise UsageError("no queries to price", field="queries", fix="give at least one")
-    counts: dict[QueryShape, int] = {}
-    for shape in shapes:
-        counts[shape] = counts.get(shape, 0) + 1
-    rows = []
-    for row in (book or load_prices()).current(on=on, set=set):
-        dollars = sum((query_cost(shape, row) * n for shape, n in counts.items()), Decimal(0))
-        tokens = sum(image_token_count(shape, row.model) * n for shape, n in counts.items())
-        rows.append(
-            {
-                "vendor": row.vendor,
-                "model": row.model,
-                "usd_per_query": dollars / len(shapes),
-                "image_tokens": round(Fraction(tokens, len(shapes))),
-                "effective_from": row.effective_from.isoformat(),
-                "source": row.source,
-                "stale": row.is_stale(),
-                "note": NOTE,
-            }
-        )
-    return sorted(rows, key=lambda r: r["usd_per_query"])
+    prices = book or load_prices()
+    left_out = uncounted(usage, prices, set=set)
+    rows = [
+        {
+            "vendor": row.vendor,
+            "model": row.model,
+            "usd_per_query": vendor_usd_of(row, usage) / usage.requests,
+            "image_tokens": f"{image_tokens_per_query(row.model, usage):.6g}",
+            "image_rule": rule_of(row.model),
+            "effective_from": row.effective_from.isoformat(),
+            "read": row.read.isoformat(),
+            "source": row.source,
+            "stale": row.is_stale(),
+            "note": NOTE,
+        }
+        for row in prices.current(on=on, set=set)
+        if row.model not in left_out
+    ]
+    return sorted(rows, key=lambda r: (r["usd_per_query"], r["model"]))

@@ -116,7 +116,19 @@ def _prices(args: argparse.Namespace) -> int:
         )
         return 0
     print("US dollars per 1M tokens; * source last read more than 90 days ago")
-    head = ["vendor", "model", "input", "cached", "output", "batch in", "batch out", "long input", "since", "read"]
+    head = [
+        "vendor",
+        "model",
+        "input",
+        "cached",
+        "output",
+        "batch in",
+        "batch out",
+        "long input",
+        "since",
+        "read",
+        "source",
+    ]
     table: list[list[object]] = []
     for row in rows:
         batch = (
@@ -134,6 +146,7 @@ def _prices(args: argparse.Namespace) -> int:
                 None if long is None else f">{long.above // 1000}k {long.input}/{long.output}",
                 row.effective_from,
                 f"{row.read}{' *' if row.is_stale() else ''}",
+                row.source,
             ]
         )
     print_table(head, table)
@@ -168,6 +181,7 @@ def _add_cost(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--against", action="append", metavar="MODEL", help="vendor model to compare with (repeatable)")
     parser.add_argument("--prices", type=Path, metavar="FILE", help="your own price rows")
+    parser.add_argument("--machines", type=Path, metavar="FILE", help="your own machine prices, for serving.machine")
     parser.add_argument("--articles", action="store_true", help="the articles' worked examples instead, recomputed")
     parser.set_defaults(run=_cost)
 
@@ -179,7 +193,7 @@ def _cost(args: argparse.Namespace) -> int:
         return report.print_articles(args.json)
     if args.forecast is None:
         raise UsageError("is required", field="forecast", fix="fovea models cost --forecast forecast.yaml")
-    return report.print_forecast(args.forecast, args.against or [], args.prices, args.json)
+    return report.print_forecast(args.forecast, args.against or [], args.prices, args.json, args.machines)
 
 
 def _add_golden(parser: argparse.ArgumentParser) -> None:

@@ -15,9 +15,11 @@ import orjson
 from serving.errors import ApiError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from starlette.types import Receive, Scope
 
     from serving.layers.identify import Identity
+    from serving.layers.screen import Found
     from serving.media import Picture
 
 KEY = "fovea"
@@ -34,6 +36,7 @@ class Exchange:
         request_id: the client's `x-request-id`, or a new one.
         started: `time.perf_counter()` when the request entered.
         body: raw request body, set once it was read.
+        found: images of the request with the accepted header and the encoded size in bytes; nothing is decoded yet.
         pictures: screened images in the order of the request.
         places: for each picture of a chat message, the index of the message and of the part in its content.
         image_tokens: prompt tokens that the pictures take, by the model's own rule.
@@ -45,6 +48,7 @@ class Exchange:
     request_id: str
     started: float = field(default_factory=time.perf_counter)
     body: bytes | None = None
+    found: list[tuple[Found, Image, int]] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     places: list[tuple[int, int]] = field(default_factory=list)
     image_tokens: int = 0

@@ -76,6 +76,9 @@ class Metrics:
         )
         self.images = Counter("fovea_images_total", "Images that passed screening.", ["model"])
         self.image_tokens = Counter("fovea_image_tokens_total", "Prompt tokens that those images took.", ["model"])
+        self.limited = Counter(
+            "fovea_limited_total", "Requests refused because a tenant was at a limit.", ["model", "tenant", "limit"]
+        )
         self._models: dict[str, ModelMetrics] = {}
 
     def for_model(self, model: str) -> ModelMetrics:

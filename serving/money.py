@@ -6,6 +6,7 @@
     fovea_money_tokens_total{model, tenant, kind}         tokens in and out that were priced
     fovea_unpriced_answers_total{model}                   answers without usage (in no sum), or with images whose tokens
                                                           are not known (in no vendor's sum)
+    fovea_journal_lost_total{model}                       answers that the journal could not take (disk full or gone)
 
 The sums are exact decimals; only the exposition turns them into floats.  A tenant is what the layer `identify` found,
 never what a client wrote.
@@ -13,22 +14,28 @@ never what a client wrote.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import datetime as dt
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily
 
+from models.cost.journal import Journal
 from models.cost.ledger import Finished, Ledger, Tariff
+from models.support.errors import UsageError
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from serving.exchange import Exchange
 
-NOBODY = "default"
-"""Tenant of a request while the stack asks nobody for a key."""
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
 
 
 def usage_in(body: Any) -> tuple[int, int] | None:
@@ -50,37 +57,55 @@ def usage_in(body: Any) -> tuple[int, int] | None:
 
 
 class Money:
-    """Counts the answers of one model and shows the sums to Prometheus.
+    """Counts the answers of one model and shows the sums to Prometheus; writes the journal when the stack has one.
 
     Args:
         tariff: the stack's `money` section.
         model: the model's name in the stack.
         registry: where the series appear; None: nowhere.
+        clock: what time it is, in UTC.
     """
 
-    def __init__(self, tariff: Tariff, model: str, registry: CollectorRegistry | None = REGISTRY):
-        self.model, self.ledger, self.unpriced = model, Ledger(tariff), 0
+    def __init__(
+        self,
+        tariff: Tariff,
+        model: str,
+        registry: CollectorRegistry | None = REGISTRY,
+        clock: Callable[[], dt.datetime] = _now,
+    ):
+        self.model, self.each, self.clock = model, tariff.usd_per_request, clock
+        self.ledger, self.unpriced = Ledger(tariff.against, tariff.book()), 0
+        self.journal = Journal(Path(tariff.journal)) if tariff.journal is not None else None
         if registry is not None:
             registry.register(self)
 
-    def finished(self, exchange: Exchange, usage: tuple[int, int] | None) -> None:
-        """Count one answered request; `usage` is the engine's own count."""
-        if usage is None:
-            self.unpriced += 1
-            return
-        known = bool(exchange.image_tokens) or not exchange.pictures
-        self.unpriced += not known
-        self.ledger.add(
-            Finished(
-                tenant=str(exchange.notes.get("tenant", NOBODY)),
-                model=self.model,
-                prompt_tokens=usage[0],
-                completion_tokens=usage[1],
-                image_tokens=exchange.image_tokens if known else None,
-                images=tuple((p.width, p.height) for p in exchange.pictures),
-                recalled=bool(exchange.notes.get("recalled")),
-            )
+    def finished(self, exchange: Exchange, usage: tuple[int, int] | None, image_tokens: int | None = None) -> None:
+        """Count one answered request.
+
+        Args:
+            exchange: the request, its pictures screened.
+            usage: the engine's own count of prompt and completion tokens; None: it told none.
+            image_tokens: prompt tokens that the images took; None: nobody knows.
+        """
+        at = self.clock()
+        one = Finished(
+            tenant=exchange.tenant,
+            model=self.model,
+            prompt_tokens=usage[0] if usage else 0,
+            completion_tokens=usage[1] if usage else 0,
+            image_tokens=image_tokens,
+            images=tuple((p.width, p.height) for p in exchange.pictures),
+            recalled=bool(exchange.notes.get("recalled")),
         )
+        if usage is not None:
+            try:
+                self.ledger.add(one, self.each, at.date())
+            except UsageError:  # a vendor's rule refuses such an image: no vendor's price, but our own
+                one = replace(one, image_tokens=None)
+                self.ledger.add(one, self.each, at.date())
+        self.unpriced += usage is None or one.image_tokens is None
+        if self.journal is not None:
+            self.journal.add(one, self.each, at, exchange.request_id, counted=usage is not None)
 
     def collect(self) -> Iterable[Metric]:
         """Return the series (Prometheus calls this)."""
@@ -102,7 +127,9 @@ class Money:
                 vendor.add_metric([model, tenant, name], float(usd))
         unpriced = CounterMetricFamily("fovea_unpriced_answers", "Answers that lack a price.", labels=["model"])
         unpriced.add_metric([self.model], self.unpriced)
-        return [own, saved, vendor, tokens, unpriced]
+        lost = CounterMetricFamily("fovea_journal_lost", "Answers that the journal could not take.", labels=["model"])
+        lost.add_metric([self.model], self.journal.lost if self.journal is not None else 0)
+        return [own, saved, vendor, tokens, unpriced, lost]
 
     @property
     def usd(self) -> Decimal:

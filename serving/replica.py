@@ -19,6 +19,7 @@ import orjson
 from serving.engine import image_token_counter, start_engine
 from serving.errors import ApiError
 from serving.exchange import api_path
+from serving.facts import FACTS
 from serving.layers import build_layers, start_layers, stop_layers
 from serving.layers.admit import Admit
 from serving.layers.screen import CHAT
@@ -133,7 +134,8 @@ class Router:
         except Exception as error:  # any failure of the engine means the same to a probe
             await _json(send, 503, {"status": "engine dead", "model": self.name, "reason": type(error).__name__})
             return
-        await _json(send, 200, {"status": "ok", "model": self.name})
+        degraded = {"degraded": FACTS.degraded} if FACTS.degraded else {}
+        await _json(send, 200, {"status": "ok", "model": self.name, **degraded})
 
 
 class Canary:

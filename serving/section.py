@@ -24,6 +24,10 @@ def _location(text: str) -> str:
     return str(Path(text).expanduser().resolve())  # the processes of a stack may run in other folders
 
 
+def _location_or_memory(text: str) -> str:
+    return text if text == "memory" else _location(text)
+
+
 def is_valkey(location: str) -> bool:
     """Whether a store's location is a Valkey or Redis server rather than a file."""
     return location.startswith(("valkey://", "valkeys://", "redis://", "rediss://", "unix://"))
@@ -31,3 +35,6 @@ def is_valkey(location: str) -> bool:
 
 Location = Annotated[str, Field(min_length=1), AfterValidator(_location)]
 """A SQLite file (one machine) or the URL of a Valkey or Redis server (any number of machines)."""
+
+LocationOrMemory = Annotated[str, Field(min_length=1), AfterValidator(_location_or_memory)]
+"""As `Location`, or `memory`: this process only."""

@@ -204,6 +204,8 @@ class Stack(Section):
             quotas = [self.admit.default, *(tenant.limits for tenant in tenants if tenant.limits)]
             if any(quota.usd_per_month for quota in quotas) and not self.money:
                 raise ValueError("admit: usd_per_month needs the section `money`, which says what a request costs")
+            if any(quota.image_tokens_per_minute for quota in quotas) and not self.media:
+                raise ValueError("admit: image_tokens_per_minute needs the section `media`, which reads images' sizes")
             replicas = sum(model.replicas for model in self.models)
             if self.admit.store == "memory" and replicas > 1:
                 raise ValueError(

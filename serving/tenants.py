@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from models.prices import Money
-from serving.section import Location, Section
+from serving.section import Location, LocationOrMemory, Section
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 LIMITS = ("requests_per_minute", "tokens_per_minute", "image_tokens_per_minute", "concurrent", "usd_per_month")
@@ -70,7 +70,7 @@ class Identify(Section):
 class Admission(Section):
     """How much each tenant may ask (layer `quota`)."""
 
-    store: Location | Literal["memory"] = Field(
+    store: LocationOrMemory = Field(
         "memory",
         description="Where the counters are: `memory` (one replica only), a file (replicas on one machine), or "
         "valkey://HOST:PORT/DB (any number of machines).",

@@ -1,7 +1,8 @@
 """One recorded day of requests: the load test's report, the server's metrics and the bill agree to the cent.
 
 Each gets there its own way: the report from packed records and groups of like requests, the metrics request by request
-through the serving layer and Prometheus' text, the bill from the recorded lines.
+through the server's book and Prometheus' text, the bill by `fovea bill` from the journal that the server wrote.
+tests/e2e/test_money.py does the same with a load test of the real engine.
 """
 
 from __future__ import annotations
@@ -19,19 +20,24 @@ from PIL import Image
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from fovea import main
 from loadtest.config import make_config
 from loadtest.histogram import Histogram
 from loadtest.recorder import RECORD
 from loadtest.report import build_report
 from loadtest.workloads.base import Item, ListWorkload, Shape
-from models.cost.ledger import CENT, Finished, Tariff, bill
+from models.cost.ledger import CENT, Tariff
 from models.image_tokens import image_tokens
 from serving.exchange import Exchange
+from serving.layers.identify import Identity
 from serving.media import Picture
 from serving.money import Money
+from serving.tenants import Tenant
 
 MODEL, DAY, N = "qwen2.5-vl-7b", 86_400.0, 3_000
+MIDNIGHT = dt.datetime(2026, 11, 20, tzinfo=dt.UTC)
 AGAINST = ("gpt-4o", "gpt-4o-mini", "gemini-2.5-flash", "claude-sonnet-4-5")
+SERVER: dict[str, Any] = {"rows": [], "problems": [], "urls": [], "gpus": []}  # no metrics were asked for
 PIXEL = Image.new("RGB", (1, 1))  # only the size that was screened counts
 SHAPES = (Shape(1024, 768, 1, 200), Shape(640, 480, 2, 80), Shape(0, 0, 0, 900), Shape(333, 1777, 1, 40))
 
@@ -75,6 +81,7 @@ def report_of(recorded: list[dict[str, Any]], usd_per_hour: str) -> dict[str, An
     summary = {
         "gaps": [Histogram().to_dict()], "lag": Histogram().to_dict(), "cpu": 0.1, "elapsed": DAY, "interrupted": False,
         "failure": None, "examples": {}, "repeats": 0, "busted": 0, "wrong": [], "peak_connections": 1,
+        "conversations": [{}], "retried": {},
     }  # fmt: skip
     config = make_config(
         url="http://127.0.0.1:1/v1",
@@ -83,11 +90,12 @@ def report_of(recorded: list[dict[str, Any]], usd_per_hour: str) -> dict[str, An
         duration_s=DAY,
         hardware={"usd_per_hour": usd_per_hour, "utilization": "0.7"},
     )
-    started = dt.datetime(2026, 11, 20, tzinfo=dt.UTC)
-    return build_report(config, [workload], records, [summary], started=started, about={}, server={}).data
+    return build_report(config, [workload], records, [summary], started=MIDNIGHT, about={}, server=SERVER).data
 
 
-def test_report_metrics_and_bill_agree_to_the_cent(recorded: list[dict[str, Any]]) -> None:
+def test_report_metrics_and_bill_agree_to_the_cent(
+    recorded: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     answered = [one for one in recorded if one["ok"]]
     report = report_of(recorded, "3.20")
     run = report["money"]["run"]
@@ -97,36 +105,31 @@ def test_report_metrics_and_bill_agree_to_the_cent(recorded: list[dict[str, Any]
     # what an operator would write into the stack's `money` section from that report
     rate = f"{Decimal(report['throughput_rps']['n']) / Decimal(repr(report['load']['duration_s']))}"
     given = {"usd_per_hour": "3.20", "capacity_rps": rate, "utilization": "0.7", "against": AGAINST}
-    tariff = Tariff.model_validate(given)
+    tariff = Tariff.model_validate({**given, "journal": str(tmp_path / "journal")})
 
-    registry = CollectorRegistry()
-    money = Money(tariff, MODEL, registry)
+    # the server: its layer's book with the clock of that day, the text that Prometheus scrapes, and the journal
+    registry, now = CollectorRegistry(), [MIDNIGHT]
+    money = Money(tariff, MODEL, registry, clock=lambda: now[0])
     for one in answered:
-        exchange = Exchange("r", image_tokens=one["image_tokens"], notes={"tenant": one["tenant"]})
+        now[0] = MIDNIGHT + dt.timedelta(seconds=one["at"])
+        exchange = Exchange("r", identity=Identity(Tenant(name=one["tenant"]), "k", "client", "interactive"))
         exchange.pictures = [Picture(PIXEL, "", "PNG", width, height, 0) for width, height in one["images"]]
-        money.finished(exchange, (one["prompt_tokens"], one["completion_tokens"]))
+        money.finished(exchange, (one["prompt_tokens"], one["completion_tokens"]), one["image_tokens"])
+    assert money.journal is not None and money.journal.lost == 0
     shown: dict[str, Decimal] = {}
     for family in text_string_to_metric_families(generate_latest(registry).decode()):
         for sample in family.samples:
             key = sample.labels.get("vendor_model", sample.name)
             shown[key] = shown.get(key, Decimal(0)) + Decimal(repr(sample.value))
 
-    lines = bill(
-        (
-            Finished(
-                one["tenant"],
-                MODEL,
-                one["prompt_tokens"],
-                one["completion_tokens"],
-                one["image_tokens"],
-                tuple((w, h) for w, h in one["images"]),
-            )
-            for one in answered
-        ),
-        tariff,
-    )
-    total = lines["total"]
-    assert {line["tenant"] for line in lines["lines"]} == {"red", "blue"}
+    # the bill: the command, on the journal's files
+    words = ["bill", str(tmp_path / "journal"), *(word for model in AGAINST for word in ("--against", model)), "--json"]
+    assert main(words) == 0
+    made = json.loads(capsys.readouterr().out)
+    total = made["total"]
+    assert made["first"] == made["last"] == "2026-11-20" and made["unpriced"] == made["images_unknown"] == 0
+    assert {line["tenant"] for line in made["lines"]} == {"red", "blue"} and total["requests"] == len(answered)
+
     assert run["own_usd"] == total["own_usd"] == f"{shown['fovea_usd_total'].quantize(CENT)}"
     assert Decimal(total["own_usd"]) == (Decimal("3.20") * 24 / Decimal("0.7")).quantize(CENT)
     for model in AGAINST:

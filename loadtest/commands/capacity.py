@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loadtest.commands import common
-from models.support.errors import UsageError
 
 if TYPE_CHECKING:
     from loadtest.capacity import Capacity, Step
@@ -66,10 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
     terms = parse_slo(args.slo)
     common.check_out(args.out)
-    for option in ("start_rate", "max_rate", "step", "confirm", "tolerance"):
-        value = getattr(args, option)
-        if not value > 0:
-            raise UsageError("must be above zero", field="--" + option.replace("_", "-"), value=value)
+    common.positive(args, "start_rate", "max_rate", "step", "confirm", "tolerance")
     demand = None
     if args.peak is not None:
         names = ("peak", "trough", "growth", "months", "headroom", "spare", "minimum", "gpus")
@@ -103,10 +98,10 @@ def run(args: argparse.Namespace) -> int:
         tell=tell,
     )
     data = report_of(found, terms, args, demand)
-    if args.out:
-        write(data, Path(args.out))
-    print(json.dumps(data, indent=2) if args.json else terminal(data))
-    if found.reason == "stopped":
+    common.publish(args, data, terminal, write)
+    if found.error is not None:
+        raise found.error
+    if found.partial:
         return 130
     if found.rate is None:
         raise CheckFailed(f"no rate could be certified: {found.reason}", field="--slo", value=args.slo)
@@ -131,7 +126,7 @@ def report_of(found: Capacity, terms: list[Term], args: argparse.Namespace, dema
         "kind": "capacity",
         "command": last["command"],
         "started": found.steps[0].report.data["started"],
-        "partial": found.reason == "stopped",
+        "partial": found.partial,
         "slo": args.slo,
         "capacity_rps": found.rate,
         "confidence": 0.95,

@@ -6,6 +6,7 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def add_target(parser: argparse.ArgumentParser, url_required: bool = True) -> No
     group.add_argument("--api", default="openai", choices=("openai", "anthropic", "gemini"), help="which API it speaks")
     group.add_argument("--no-stream", action="store_true", help="ask for whole replies (no time to first token then)")
     group.add_argument(
-        "--api-key-env", default="OPENAI_API_KEY", metavar="NAME", help="variable that holds the API key"
+        "--api-key-env", metavar="NAME", help="variable that holds the API key (default: OPENAI_API_KEY and the like)"
     )
     group.add_argument("--insecure", action="store_true", help="do not check the server's certificate")
     group.add_argument("--no-check", action="store_true", help="do not ask for the model and send one request first")
@@ -50,6 +51,7 @@ def add_generator(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--ray-address", metavar="ADDRESS", help="spread the processes over this Ray cluster")
     group.add_argument("--max-connections", type=int, default=1024, metavar="N", help="default: 1024")
     group.add_argument("--timeout", type=float, default=120.0, metavar="S", help="per request (default: 120)")
+    group.add_argument("--retries", type=int, default=0, metavar="N", help="send a failed request again (default: 0)")
     group.add_argument("--max-slip-ms", type=float, metavar="MS", help="p99 lateness that makes a run invalid")
     group.add_argument("--metrics-url", action="append", default=[], metavar="URL", help="Prometheus endpoint to watch")
 
@@ -144,6 +146,7 @@ def base_config(args: argparse.Namespace) -> dict[str, Any]:
         "ray_address": args.ray_address,
         "max_connections": args.max_connections,
         "timeout_s": args.timeout,
+        "retries": args.retries,
         "max_slip_ms": args.max_slip_ms,
         "metrics_urls": tuple(args.metrics_url),
         "hardware": hardware_of(args),
@@ -167,6 +170,34 @@ def class_values(args: argparse.Namespace) -> dict[str, Any]:
 def command_line() -> str:
     """Return the command as it was typed (keys are never on it: they come from the environment)."""
     return shlex.join(["fovea", *sys.argv[1:]])
+
+
+def positive(args: argparse.Namespace, *options: str) -> None:
+    """Refuse options that are not above zero.
+
+    Raises:
+        UsageError: the first one that is not.
+    """
+    for option in options:
+        value = getattr(args, option)
+        if value is not None and not value > 0:
+            raise UsageError("must be above zero", field="--" + option.replace("_", "-"), value=value)
+
+
+def publish(
+    args: argparse.Namespace,
+    data: dict[str, Any],
+    text: Callable[[dict[str, Any]], str],
+    write: Callable[[dict[str, Any], Path], None],
+) -> None:
+    """Print a result, then write its files: where the disk is full, the result has been seen.
+
+    Raises:
+        UsageError: a file cannot be written.
+    """
+    print(json.dumps(data, indent=2, ensure_ascii=False) if args.json else text(data), flush=True)
+    if args.out:
+        write(data, Path(args.out))
 
 
 def check_out(out: str | None) -> None:

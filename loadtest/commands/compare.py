@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loadtest.commands import common
-from models.support.errors import UsageError
+from models.support.errors import FoveaError, UsageError
 
 if TYPE_CHECKING:
     from loadtest.report import Report
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     live.add_argument("--rounds", type=int, default=4, help="turns per server (default: 4)")
     live.add_argument("--api", default="openai", choices=("openai", "anthropic", "gemini"))
     live.add_argument("--no-stream", action="store_true")
-    live.add_argument("--api-key-env", default="OPENAI_API_KEY", metavar="NAME")
+    live.add_argument("--api-key-env", metavar="NAME")
     live.add_argument("--insecure", action="store_true")
     live.add_argument("--no-check", action="store_true")
     common.add_traffic(parser)
@@ -59,22 +60,27 @@ def run(args: argparse.Namespace) -> int:
 
     gate = read_gate(args.gate) if args.gate else None
     common.check_out(args.out)
-    live = args.before or args.after
-    if live:
+    rounds: Rounds | None = None
+    if args.before or args.after:
         if not (args.before and args.after and args.model) or args.reports:
             raise UsageError("needs --before URL, --after URL and --model, and no reports", field="--before")
-        a, b = load_both(args)
+        rounds = load_both(args)
+        if rounds.pairs == 0:
+            return rounds.end(args)
+        a, b = rounds.joined()
     else:
         if len(args.reports) != 2:
             raise UsageError("give two reports, or --before and --after", field="REPORT", value=len(args.reports))
         a, b = (load_report(path) for path in args.reports)
     data = compare(a, b)
     data["command"] = common.command_line()
+    if rounds is not None and rounds.partial:
+        data["warnings"].append(f"stopped after {rounds.pairs} of {args.rounds} rounds")
     if gate is not None:
         data["gate"] = apply_gate(gate, data)
-    if args.out:
-        write(data, Path(args.out))
-    print(json.dumps(data, indent=2) if args.json else terminal(data))
+    common.publish(args, data, terminal, write)
+    if rounds is not None and rounds.partial:
+        return rounds.end(args)
     broken = [row for row in data.get("gate", []) if not row["passed"]]
     if broken:
         names = ", ".join(f"{row['metric']} (limit {row['limit']})" for row in broken)
@@ -82,32 +88,74 @@ def run(args: argparse.Namespace) -> int:
     return 130 if a.partial or b.partial else 0
 
 
-def load_both(args: argparse.Namespace) -> tuple[Report, Report]:
-    """Load both servers in turns with the same seeds; return one report for each."""
-    from loadtest.config import make_config
-    from loadtest.rounds import joined
-    from loadtest.run import run_load
+@dataclass
+class Rounds:
+    """Both servers' runs, in turns; those of an unfinished round have no partner."""
 
+    before: list[Report] = field(default_factory=list)
+    after: list[Report] = field(default_factory=list)
+    partial: bool = False
+    error: FoveaError | None = None
+
+    @property
+    def pairs(self) -> int:
+        """The number of whole rounds."""
+        return min(sum(not r.partial for r in side) for side in (self.before, self.after))
+
+    def joined(self) -> tuple[Report, Report]:
+        """Return one report for each server over all whole rounds."""
+        from loadtest.rounds import joined
+
+        return joined(self.before[: self.pairs]), joined(self.after[: self.pairs])
+
+    def end(self, args: argparse.Namespace) -> int:
+        """Return the exit code of a comparison that did not get to its end.
+
+        Raises:
+            FoveaError: what ended it.
+        """
+        where = f"; the runs are in {Path(args.out) / 'rounds'}" if args.out and (self.before or self.after) else ""
+        print(f"stopped after {self.pairs} of {args.rounds} rounds{where}", file=sys.stderr)
+        if self.error is not None:
+            raise self.error
+        return 130
+
+
+def load_both(args: argparse.Namespace) -> Rounds:
+    """Load both servers in turns with the same seeds.  Each run's reports are written as soon as it is over.
+
+    Raises:
+        UsageError: the options are wrong, or the very first run is not possible.
+    """
+    from loadtest.config import make_config
+    from loadtest.run import run_load, write_reports
+
+    common.positive(args, "rate", "concurrency", "duration", "rounds")
     base = common.base_config(args)
     load = {"rate": args.rate, "concurrency": args.concurrency}
     if args.rate is None and args.concurrency is None:
         raise UsageError("no load given", field="--rate", fix="give --rate or --concurrency")
-    if args.rounds < 1:
-        raise UsageError("must be at least 1", field="--rounds", value=args.rounds)
     traffic = {**common.class_values(args), **load}
     urls = {"before": (args.before, args.before_model or args.model), "after": (args.after, args.model)}
-    found: dict[str, list[Report]] = {"before": [], "after": []}
-    for number in range(args.rounds):
-        order = ("before", "after") if number % 2 == 0 else ("after", "before")
-        for side in order:
-            url, model = urls[side]
-            values = {**base, "url": url, "model": model, "seed": args.seed + number}
-            values["check_model"] = base["check_model"] and number == 0
-            config = make_config(**values, classes=(traffic,), duration_s=args.duration / args.rounds)
-            found[side].append(run_load(config, progress=False if args.quiet else None))
-            if found[side][-1].partial:
-                raise UsageError("stopped before both servers were loaded", field="--rounds", value=number + 1)
-    return joined(found["before"]), joined(found["after"])
+    rounds = Rounds()
+    try:
+        for number in range(args.rounds):
+            for side in ("before", "after") if number % 2 == 0 else ("after", "before"):
+                url, model = urls[side]
+                values = {**base, "url": url, "model": model, "seed": args.seed + number}
+                values["check_model"] = base["check_model"] and number == 0
+                config = make_config(**values, classes=(traffic,), duration_s=args.duration / args.rounds)
+                report = run_load(config, progress=False if args.quiet else None)
+                getattr(rounds, side).append(report)
+                if args.out:
+                    write_reports(report, Path(args.out) / "rounds" / f"{side}-{number + 1}")
+                if report.partial:
+                    raise KeyboardInterrupt
+    except (KeyboardInterrupt, FoveaError) as error:
+        if not rounds.before and isinstance(error, FoveaError):
+            raise
+        rounds.partial, rounds.error = True, error if isinstance(error, FoveaError) else None
+    return rounds
 
 
 def _show(row: dict[str, Any], value: float | None) -> str:

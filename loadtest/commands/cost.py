@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reports", nargs="+", metavar="REPORT", help="report.json of a load test or an evaluation")
     parser.add_argument("--forecast", metavar="FILE", help="YAML: volume, stages, review...; what is measured may miss")
     parser.add_argument("--prices", metavar="FILE", help="your own price rows, which replace the shipped ones")
+    parser.add_argument("--machines", metavar="FILE", help="your own machine prices, for serving.machine")
     parser.add_argument(
         "--against", action="append", default=[], metavar="MODEL", help="draw this vendor model's curve"
     )
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from models.support.files import atomic_write, write_json
 
     common.check_out(args.out)
-    data = build(args.reports, args.forecast, args.prices, args.against)
+    data = build(args.reports, args.forecast, args.prices, args.against, args.machines)
     if args.out:
         write_json(Path(args.out) / "cost.json", data)
         with atomic_write(Path(args.out) / "cost.html") as file:
@@ -60,7 +61,9 @@ def text(data: Mapping[str, Any], summary: str) -> str:
     return "\n".join(parts)
 
 
-def build(paths: list[str], forecast: str | None, prices: str | None, against: list[str]) -> dict[str, Any]:
+def build(
+    paths: list[str], forecast: str | None, prices: str | None, against: list[str], machines: str | None = None
+) -> dict[str, Any]:
     """Return cost.json's content.
 
     Raises:
@@ -70,9 +73,10 @@ def build(paths: list[str], forecast: str | None, prices: str | None, against: l
     from loadtest.forecast_file import read_forecast
     from loadtest.money import cost_part
     from models.evaluation.context import versions
+    from models.machines import load_machines
     from models.prices import load_prices
 
-    book = load_prices(prices)
+    book, hourly = load_prices(prices), load_machines(machines)
     for model in against:
         book.find(model)
     reports = [(path, read_report(path)) for path in paths]
@@ -84,7 +88,7 @@ def build(paths: list[str], forecast: str | None, prices: str | None, against: l
     stated, months = read_forecast(forecast) if forecast else ({}, {})
     where = forecast or "forecast"
     names = tuple(book.find(model).model for model in against)
-    part = cost_part(own[1], stated, where=where, measured=others, against=names, book=book)
+    part = cost_part(own[1], stated, where=where, measured=others, against=names, book=book, machines=hourly)
     return {
         "schema_version": "1.0",
         "kind": "cost",
@@ -92,7 +96,7 @@ def build(paths: list[str], forecast: str | None, prices: str | None, against: l
         "reports": [{"path": path, "kind": data["kind"], "started": data.get("started")} for path, data in reports],
         "warnings": _warnings(own[0], own[1], part),
         **part,
-        "months": _months(own[1], stated, months, where, book),
+        "months": _months(own[1], stated, months, where, book, hourly),
         "hardware": own[1]["hardware"]["server"],
         "seed": own[1]["seed"],
         "versions": versions(),
@@ -114,15 +118,15 @@ def _warnings(path: str, data: Mapping[str, Any], part: Mapping[str, Any]) -> li
 
 
 def _months(
-    data: Mapping[str, Any], stated: Mapping[str, Any], months: Mapping[str, int], where: str, book: Any
+    data: Mapping[str, Any], stated: Mapping[str, Any], months: Mapping[str, int], where: str, book: Any, machines: Any
 ) -> list[dict[str, Any]]:
     """Return the bill of every month of the forecast."""
-    from loadtest.money import from_report
+    from loadtest.money_inputs import from_report
     from models.cost.path import path_cost
 
     rows = []
     for month, queries in months.items():
-        bill = path_cost(from_report(data, {**stated, "queries_per_month": queries}, where)[0], book)
+        bill = path_cost(from_report(data, {**stated, "queries_per_month": queries}, where, machines)[0], book)
         rows.append(
             {
                 "month": month,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -58,20 +57,16 @@ def run(args: argparse.Namespace) -> int:
     """Run the drills, print and write the verdicts."""
     from loadtest.faultproxy import FaultProxy
     from loadtest.rehearse import DRILLS, Setting, Verdict, rehearse
-    from models.support.errors import CheckFailed
+    from models.support.errors import CheckFailed, FoveaError
 
+    common.positive(args, "rate", "part", "bad_rate")
     common.check_out(args.out)
-    for option in ("rate", "part", "bad_rate"):
-        if not getattr(args, option) > 0:
-            raise UsageError("must be above zero", field="--" + option.replace("_", "-"), value=getattr(args, option))
     if args.upstream and not args.proxy_port:
         raise UsageError("needs --proxy-port, the port that the stack has as its upstream", field="--upstream")
     given = {"kill": args.kill_command, "cache-stop": args.cache_stop_command, "cache-start": args.cache_start_command}
 
-    def tell(verdict: Verdict) -> None:
-        if not args.quiet:
-            print(f"{verdict.verdict:8} {verdict.name}: {'; '.join(verdict.evidence)}", file=sys.stderr)
-
+    verdicts: list[Verdict] = []
+    stopped: FoveaError | KeyboardInterrupt | None = None
     with ExitStack() as stack:
         proxy = stack.enter_context(FaultProxy(args.upstream, args.proxy_port)) if args.upstream else None
         setting = Setting(
@@ -83,11 +78,20 @@ def run(args: argparse.Namespace) -> int:
             proxy=proxy,
             commands={name: command for name, command in given.items() if command},
         )
-        verdicts = rehearse(args.drill or list(DRILLS), setting, tell)
-    data = report_of(verdicts, args)
-    if args.out:
-        write(data, Path(args.out))
-    print(json.dumps(data, indent=2) if args.json else terminal(data))
+        try:
+            for verdict in rehearse(args.drill or list(DRILLS), setting):
+                verdicts.append(verdict)
+                if not args.quiet:
+                    print(f"{verdict.verdict:8} {verdict.name}: {'; '.join(verdict.evidence)}", file=sys.stderr)
+        except (FoveaError, KeyboardInterrupt) as error:
+            stopped = error
+    data = report_of(verdicts, args, partial=stopped is not None)
+    if verdicts:
+        common.publish(args, data, terminal, write)
+    if isinstance(stopped, FoveaError):
+        raise stopped
+    if stopped is not None:
+        return 130
     wrong = [v.name for v in verdicts if v.verdict == "failed"]
     if wrong:
         raise CheckFailed(f"drills failed: {', '.join(wrong)}")
@@ -96,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def report_of(verdicts: list[Any], args: argparse.Namespace) -> dict[str, Any]:
+def report_of(verdicts: list[Any], args: argparse.Namespace, partial: bool) -> dict[str, Any]:
     """Return the content of rehearse.json."""
     import datetime as dt
 
@@ -106,6 +110,7 @@ def report_of(verdicts: list[Any], args: argparse.Namespace) -> dict[str, Any]:
         "schema_version": "1.0",
         "kind": "rehearse",
         "command": common.command_line(),
+        "partial": partial,
         "finished": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "seed": args.seed,
         "target": {"url": args.url, "model": args.model, "upstream": args.upstream},
@@ -118,7 +123,8 @@ def report_of(verdicts: list[Any], args: argparse.Namespace) -> dict[str, Any]:
 def counts(data: dict[str, Any]) -> str:
     """Return how many drills passed, failed and were skipped."""
     found = [d["verdict"] for d in data["drills"]]
-    return ", ".join(f"{found.count(word)} {word}" for word in ("passed", "failed", "skipped"))
+    text = ", ".join(f"{found.count(word)} {word}" for word in ("passed", "failed", "skipped"))
+    return text + (" (partial: stopped before the end)" if data["partial"] else "")
 
 
 def terminal(data: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +47,6 @@ def classes_of(args: argparse.Namespace) -> tuple[dict[str, Any], ...]:
     """Return the traffic classes that the options (or the classes file) describe."""
     if args.classes:
         return read_classes(args.classes)
-    if args.rate is not None and args.rate <= 0:
-        raise UsageError("must be above zero", field="--rate", value=args.rate, fix="give requests per second")
     if args.rate is None and args.concurrency is None and args.trace is None:
         raise UsageError("no load given", field="--rate", fix="give --rate, --concurrency, --trace or --classes")
     load = {"rate": args.rate, "concurrency": args.concurrency, "think_s": args.think, "trace": args.trace}
@@ -77,6 +74,12 @@ def read_classes(path: str) -> tuple[dict[str, Any], ...]:
     return tuple(rows)
 
 
+def print_path(args: argparse.Namespace, paths: dict[str, Path]) -> None:
+    """Say where the report is."""
+    if not args.json:
+        print(f"report      {paths['html']}")
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the load, print and write the report."""
     from loadtest.config import make_config
@@ -84,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
     from loadtest.text_report import terminal
     from models.support.errors import CheckFailed
 
+    common.positive(args, "rate", "duration", "requests", "concurrency")
     common.check_out(args.out)
     values = common.base_config(args)
     if args.duration is None and args.requests is None and args.trace is None:
@@ -91,13 +95,7 @@ def run(args: argparse.Namespace) -> int:
     config = make_config(**values, classes=classes_of(args), duration_s=args.duration, requests=args.requests)
     report = run_load(config, progress=False if args.quiet else None)
     data = report.data
-    paths = write_reports(report, args.out) if args.out else {}
-    if args.json:
-        print(json.dumps(data, indent=2, ensure_ascii=False))
-    else:
-        print(terminal(data))
-        if paths:
-            print(f"report      {paths['html']}")
+    common.publish(args, data, terminal, lambda data, folder: print_path(args, write_reports(report, folder)))
     if data["failures"]:
         raise CheckFailed(
             f"the run ended early: {'; '.join(data['failures'])}", fix="what was measured is in the report"

@@ -68,6 +68,20 @@ class ListWorkload:
         return self.items[index]
 
 
+class Conversations(ListWorkload):
+    """Conversations of `turns` turns each, one after another: item c * turns + t is what the user adds in turn t.
+
+    What was said before, the server's own answers among it, is put in front when the turn is sent.
+
+    Args:
+        live: how many are under way at a time in an open loop.
+    """
+
+    def __init__(self, name: str, items: list[Item], digest: str, turns: int, live: int):
+        super().__init__(name, items, digest)
+        self.turns, self.live = turns, live
+
+
 def digest_of(*parts: bytes | str) -> str:
     """Return a short SHA-256 over the parts, each set off by its length."""
     total = hashlib.sha256()

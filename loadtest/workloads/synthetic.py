@@ -12,7 +12,7 @@ import numpy as np
 
 from loadtest.apis import Message, Part
 from loadtest.workloads import media
-from loadtest.workloads.base import Item, ListWorkload, Shape, digest_of, option_error, workload
+from loadtest.workloads.base import Conversations, Item, ListWorkload, Shape, digest_of, option_error, workload
 
 _SAID = (
     "amber anchor basin bridge candle canyon cedar circle copper coral crystal delta ember falcon fern fjord garden "
@@ -228,35 +228,47 @@ def chat(
     live: int = 8,
     image_size: str = "",
     max_tokens: int = 64,
+    answers: str = "server",
 ) -> ListWorkload:
     """Conversations: every turn is a request that carries all that was said before.
 
-    The earlier answers are fixed texts, so that each run sends the same.  `live` conversations are under way at a
-    time, their turns in rotation.  With `image_size` each conversation is about a picture, which every turn sends
-    again.
+    Args:
+        live: how many are under way at a time in an open loop (in a closed loop each user holds one).
+        image_size: each conversation is about a picture of this size, which every turn sends again.
+        answers: `server`, each turn goes on from what the server itself answered; `fixed`, from prepared texts of
+            `answer_words` words, so that each run sends exactly the same, whatever the server says.
     """
-    for name, value in (("conversations", conversations), ("turns", turns), ("live", live), ("words", words)):
+    counts = {"conversations": conversations, "turns": turns, "live": live, "words": words}
+    for name, value in {**counts, "answer_words": answer_words}.items():
         _count(name, value)
+    if answers not in ("server", "fixed"):
+        raise option_error("answers", answers, "must be server or fixed")
+    size = media.sizes_of(image_size)[0] if image_size else (0, 0)
     rng = np.random.default_rng([seed, 0xC4])
-    made = []
-    for first in range(0, conversations, live):
-        group = range(first, min(first + live, conversations))
-        said: dict[int, tuple[Message, ...]] = dict.fromkeys(group, ())
+    options = {"max_tokens": max_tokens}
+    talks = []
+    for number in range(conversations):
+        said: tuple[Message, ...] = ()
+        items = []
         for turn in range(turns):
-            for number in group:
-                parts: tuple[Part, ...] = (Part("text", f"{sentence(rng, words)}?"),)
-                size = (0, 0)
-                if image_size:
-                    size = media.sizes_of(image_size)[0]
-                    if turn == 0:
-                        parts = (media.encode(media.picture(rng, *size), "jpeg"), *parts)
-                said[number] = (*said[number], Message("user", parts))
-                everything = [p for m in said[number] for p in m.parts]
-                options = {"max_tokens": max_tokens}
-                item = Item(f"chat-{number}-{turn}", said[number], shape=_shape(everything, size), options=options)
-                made.append(item)
-                said[number] = (*said[number], Message("assistant", (Part("text", sentence(rng, answer_words)),)))
-    return _finish("chat", seed, made, 0.0)
+            parts: tuple[Part, ...] = (Part("text", f"{sentence(rng, words)}?"),)
+            if image_size and turn == 0:
+                parts = (media.encode(media.picture(rng, *size), "jpeg"), *parts)
+            asked = Message("user", parts)
+            said = (*said, asked)
+            shape = _shape([p for m in said for p in m.parts], size)
+            sent = (asked,) if answers == "server" else said
+            items.append(Item(f"chat-{number}-{turn}", sent, shape=shape, options=options))
+            # Drawn in both cases, so that both ask the same questions.
+            answer = Message("assistant", (Part("text", sentence(rng, answer_words)),))
+            said = said if answers == "server" else (*said, answer)
+        talks.append(items)
+    if answers == "server":
+        made = _finish("chat", seed, [item for items in talks for item in items], 0.0)
+        return Conversations(made.name, made.items, made.digest, turns, live)
+    groups = [talks[first : first + live] for first in range(0, conversations, live)]
+    in_turns = [items[turn] for group in groups for turn in range(turns) for items in group]
+    return _finish("chat", seed, in_turns, 0.0)
 
 
 @workload("trace")

@@ -7,14 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 
-from models.cost.path import (
-    HOURS_PER_MONTH,
-    SECONDS_PER_HOUR,
-    Forecast,
-    SelfHosted,
-    path_cost,
-    vendor_usd_per_query,
-)
+from models.cost.forecast import HOURS_PER_MONTH, SECONDS_PER_HOUR, Forecast, SelfHosted
+from models.cost.path import path_cost, vendor_usd_per_query
 from models.prices import PriceBook, load_prices
 from models.support.errors import UsageError
 

@@ -10,26 +10,29 @@ of the answered ones.  An answer from a cache costs nothing and saves `own`.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from models.cost.path import SECONDS_PER_HOUR, Amount, Share
+from models.cost.forecast import SECONDS_PER_HOUR, Amount, Share
 from models.cost.usage import Size, vendor_usd
 from models.prices import Money, PriceBook, PriceRow, load_prices
 from models.support.errors import UsageError
 
 CENT = Decimal("0.01")
+# One request's price is rounded to this once, so that every sum of prices (28 digits) is exact, in whatever order it is
+# made; 10 billion requests are then wrong by less than a hundredth of a cent.
+FINEST = Decimal("1e-15")
 
 
 def usd_per_request(usd_per_hour: Decimal, replies_per_s: Decimal, utilization: Decimal = Decimal(1)) -> Decimal:
-    """Return dollars of machine time per answered request."""
-    return usd_per_hour / (SECONDS_PER_HOUR * replies_per_s * utilization)
+    """Return dollars of machine time per answered request, rounded to 15 decimals."""
+    return (usd_per_hour / (SECONDS_PER_HOUR * replies_per_s * utilization)).quantize(FINEST)
 
 
 class Tariff(BaseModel):
@@ -46,6 +49,15 @@ class Tariff(BaseModel):
     )
     against: tuple[str, ...] = Field((), description="Vendor models of the price book whose bill is avoided.")
     prices: str | None = Field(None, description="File with price rows of your own.")
+    journal: str | None = Field(
+        None, description="Folder that keeps one line per answered request; `fovea bill` makes the bill from it."
+    )
+
+    @field_validator("prices", "journal")
+    @classmethod
+    def _absolute(cls, path: str | None) -> str | None:
+        # the replicas are processes of their own, and may run in another folder
+        return None if path is None else str(Path(path).expanduser().resolve())
 
     @model_validator(mode="after")
     def _known(self) -> Tariff:
@@ -54,7 +66,8 @@ class Tariff(BaseModel):
         try:
             book = self.book()
             for model in self.against:
-                vendor_usd(book.find(model), ((64, 64),), 1, 1)  # a model without an image rule is refused here
+                # a model without a price today or without an image rule is refused here, and not while it serves
+                vendor_usd(book.find(model, on=today()), ((64, 64),), 1, 1)
         except UsageError as error:
             raise ValueError(str(error)) from error
         return self
@@ -111,15 +124,26 @@ class Account:
     avoided_usd: dict[str, Decimal] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the totals, dollars as decimal text in whole cents and exact."""
+        """Return the totals: dollars as decimal text in whole cents, and under `exact` to the last digit."""
+        dollars = {
+            "own_usd": self.own_usd,
+            "cache_saved_usd": self.cache_saved_usd,
+            "avoided_usd": self.avoided_usd,
+        }
         return {
             "requests": self.requests,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
-            "own_usd": cents(self.own_usd),
-            "cache_saved_usd": cents(self.cache_saved_usd),
-            "avoided_usd": {model: cents(usd) for model, usd in self.avoided_usd.items()},
+            **_as_text(dollars, cents),
+            "exact": _as_text(dollars, lambda usd: f"{usd:f}"),
         }
+
+
+def _as_text(dollars: Mapping[str, Any], show: Callable[[Decimal], str]) -> dict[str, Any]:
+    return {
+        name: {model: show(usd) for model, usd in value.items()} if isinstance(value, dict) else show(value)
+        for name, value in dollars.items()
+    }
 
 
 def cents(usd: Decimal) -> str:
@@ -127,23 +151,31 @@ def cents(usd: Decimal) -> str:
     return f"{usd.quantize(CENT)}"
 
 
+def today() -> dt.date:
+    """Return the day in UTC: the same in every replica, in the journal and on the bill."""
+    return dt.datetime.now(dt.UTC).date()
+
+
 class Ledger:
-    """Adds up finished requests as they come.
+    """Adds up answered requests as they come.
 
     Args:
-        tariff: what they cost.
-        on: day whose prices count; today's (looked up again when the day changes) when None.
+        against: vendor models whose bill is avoided.
+        book: the prices; those in force on the day of a request count.
     """
 
-    def __init__(self, tariff: Tariff, on: dt.date | None = None):
-        self.tariff, self.on = tariff, on
+    def __init__(self, against: Sequence[str], book: PriceBook):
+        self.against, self.book = tuple(against), book
         self.accounts: dict[tuple[str, str], Account] = {}
-        self._each = tariff.usd_per_request
-        self._rows: dict[str, PriceRow] = {}
-        self._day: dt.date | None = None
+        self._rows: dict[dt.date, list[tuple[str, PriceRow]]] = {}
 
-    def add(self, one: Finished) -> None:
-        """Count one answered request."""
+    def add(self, one: Finished, usd: Decimal, day: dt.date) -> None:
+        """Count one answered request of a day, `usd` being its own price.
+
+        Raises:
+            UsageError: a vendor model has no price on that day, or its rule refuses an image; nothing was added.
+        """
+        there = self._there(one, day) if one.image_tokens is not None else []
         account = self.accounts.get((one.tenant, one.model))
         if account is None:
             account = self.accounts[one.tenant, one.model] = Account()
@@ -151,41 +183,24 @@ class Ledger:
         account.prompt_tokens += one.prompt_tokens
         account.completion_tokens += one.completion_tokens
         if one.recalled:
-            account.cache_saved_usd += self._each
+            account.cache_saved_usd += usd
         else:
-            account.own_usd += self._each
-        if one.image_tokens is None:
-            return
-        for model, row in self._prices().items():
-            usd = vendor_usd(row, one.images, one.text_tokens, one.completion_tokens)
-            account.avoided_usd[model] = account.avoided_usd.get(model, Decimal(0)) + usd
+            account.own_usd += usd
+        for model, dollars in there:
+            account.avoided_usd[model] = account.avoided_usd.get(model, Decimal(0)) + dollars
 
-    def _prices(self) -> dict[str, PriceRow]:
-        day = self.on or dt.date.today()
-        if day != self._day:
-            book = self.tariff.book()
-            self._rows = {model: book.find(model, on=self.on) for model in self.tariff.against}
-            self._day = day
-        return self._rows
+    def _there(self, one: Finished, day: dt.date) -> list[tuple[str, Decimal]]:
+        """What each vendor would have charged; all of them are known before anything is added."""
+        return [
+            (model, vendor_usd(row, one.images, one.text_tokens, one.completion_tokens))
+            for model, row in self._prices(day)
+        ]
 
-
-def bill(requests: Iterable[Finished], tariff: Tariff, on: dt.date | None = None) -> dict[str, Any]:
-    """Return the bill of some finished requests: a line per tenant and model, and the total; dollars in whole cents.
-
-    The total is rounded once, from the exact sum: it may differ by a cent from the sum of the rounded lines.
-    """
-    ledger = Ledger(tariff, on)
-    for one in requests:
-        ledger.add(one)
-    accounts = ledger.accounts
-    return {
-        "currency": "USD",
-        "lines": [
-            {"tenant": tenant, "model": model, **account.as_dict()}
-            for (tenant, model), account in sorted(accounts.items())
-        ],
-        "total": total(accounts).as_dict(),
-    }
+    def _prices(self, day: dt.date) -> list[tuple[str, PriceRow]]:
+        rows = self._rows.get(day)
+        if rows is None:
+            rows = self._rows[day] = [(model, self.book.find(model, on=day)) for model in self.against]
+        return rows
 
 
 def total(accounts: Mapping[Any, Account]) -> Account:

@@ -7,131 +7,14 @@ Every part is `Decimal`; the total is their exact sum.  Nothing has a hidden def
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-
-from models.cost.usage import MeasuredUsage, vendor_usd, vendor_usd_of
-from models.prices import Money, PriceBook, load_prices, parse_money
+from models.cost.forecast import HOURS_PER_MONTH, SECONDS_PER_HOUR, Forecast, SelfHosted, VendorServing
+from models.cost.usage import vendor_usd_of
+from models.prices import PriceBook, load_prices
 from models.support.errors import UsageError
-
-HOURS_PER_MONTH = Decimal(730)  # 8,760 hours a year / 12
-SECONDS_PER_HOUR = Decimal(3600)
-
-
-def _parse_share(value: object) -> Decimal:
-    # a share is not money: a bare 0.25 in YAML is taken as it is written
-    amount = parse_money(repr(value) if isinstance(value, float) else value)
-    if amount > 1:
-        raise ValueError("must lie between 0 and 1")
-    return amount
-
-
-def _parse_amount(value: object) -> Decimal:
-    return parse_money(repr(value) if isinstance(value, float) else value)
-
-
-Share = Annotated[Decimal, BeforeValidator(_parse_share)]
-Amount = Annotated[Decimal, BeforeValidator(_parse_amount)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SelfHosted(_Strict):
-    """Machines by the hour: as many as the mean load needs at `utilization`, and never fewer than `min_machines`."""
-
-    kind: Literal["self_hosted"]
-    usd_per_hour: Money = Field(description="of one machine")
-    capacity_rps: Annotated[Amount, Field(gt=0)] = Field(description="sustained requests/s of one machine at the SLO")
-    utilization: Annotated[Share, Field(gt=0)] = Field(description="share of the capacity that the mean load may use")
-    min_machines: int = Field(default=1, ge=1)
-    overhead: Amount = Field(default=Decimal(0), description="network, disks, support... as a share of the machines")
-
-
-class VendorServing(_Strict):
-    """A vendor's API by the price book."""
-
-    kind: Literal["vendor"]
-    model: str
-    cached_share: Share = Decimal(0)
-    batch_share: Share = Decimal(0)
-
-
-class FlatServing(_Strict):
-    """A known price per query."""
-
-    kind: Literal["flat"]
-    usd_per_query: Money
-
-
-class Stage(_Strict):
-    """A step beside the model (preprocessing, OCR, redaction, storage, egress) that a `share` of the queries takes."""
-
-    name: str = Field(min_length=1)
-    usd_per_query: Money
-    share: Share = Decimal(1)
-
-
-class Escalation(_Strict):
-    """Queries that are asked again at a vendor (a model of the price book) or at a flat price."""
-
-    rate: Share
-    model: str | None = None
-    usd_per_query: Money | None = None
-
-
-class Review(_Strict):
-    """Queries that a person looks at."""
-
-    rate: Share
-    minutes: Amount
-    usd_per_hour: Money
-
-
-class Failure(_Strict):
-    """Queries that end wrong unseen, and what one of them costs the business."""
-
-    rate: Share
-    usd_each: Money
-
-
-class Shape(_Strict):
-    """A typical query; every image of it has the same size."""
-
-    width: int = Field(ge=1)
-    height: int = Field(ge=1)
-    images: int = Field(ge=0)
-    text_tokens: int = Field(ge=0)
-    output_tokens: int = Field(ge=0)
-
-
-class Forecast(_Strict):
-    """What is expected of a month."""
-
-    queries_per_month: int = Field(gt=0)
-    query: Shape
-    measured: MeasuredUsage | None = Field(default=None, description="what queries really used; wins over `query`")
-    success_rate: Annotated[Share, Field(gt=0)] = Field(description="share of queries that end in an accepted answer")
-    serving: SelfHosted | VendorServing | FlatServing = Field(discriminator="kind")
-    retry_rate: Amount = Field(default=Decimal(0), description="extra attempts per query")
-    stages: tuple[Stage, ...] = ()
-    escalation: Escalation | None = None
-    review: Review | None = None
-    failure: Failure | None = None
-    monthly_usd: dict[str, Money] = Field(default_factory=dict, description="maintenance, licences... by name")
-    one_time_usd: dict[str, Money] = Field(default_factory=dict, description="development, labelling... by name")
-
-    @property
-    def attempts(self) -> Decimal:
-        """Requests to the model in a month, retries included."""
-        return self.queries_per_month * (1 + self.retry_rate)
 
 
 @dataclass(frozen=True)
@@ -200,12 +83,8 @@ def vendor_usd_per_query(
     Raises:
         UsageError: unknown model, or a tier that the book lacks.
     """
-    row = book.find(model)
-    if forecast.measured is not None:
-        return vendor_usd_of(row, forecast.measured, cached=cached, batch=batch) / forecast.measured.requests
-    query = forecast.query
-    images = ((query.width, query.height),) * query.images
-    return vendor_usd(row, images, query.text_tokens, query.output_tokens, cached=cached, batch=batch)
+    usage = forecast.usage
+    return vendor_usd_of(book.find(model), usage, cached=cached, batch=batch) / usage.requests
 
 
 def path_cost(forecast: Forecast, book: PriceBook | None = None) -> PathCost:
@@ -218,8 +97,8 @@ def path_cost(forecast: Forecast, book: PriceBook | None = None) -> PathCost:
     queries = Decimal(forecast.queries_per_month)
     parts = [*_serving_parts(forecast, prices)]
     for stage in forecast.stages:
-        dollars = queries * stage.share * stage.usd_per_query
-        parts.append(Part(stage.name, dollars, f"{queries:,} x {stage.share:%} x ${stage.usd_per_query}"))
+        dollars = queries * stage.share * stage.usd_each
+        parts.append(Part(stage.name, dollars, f"{queries:,} x {stage.share:%} x {stage.how}"))
     if forecast.escalation is not None:
         parts.append(_escalation_part(forecast, prices))
     if (review := forecast.review) is not None:
@@ -281,33 +160,3 @@ def _escalation_part(forecast: Forecast, prices: PriceBook) -> Part:
         name = f"escalation to {model}"
     dollars = forecast.queries_per_month * escalation.rate * each
     return Part(name, dollars, f"{forecast.queries_per_month:,} x {escalation.rate:%} x ${each:f}")
-
-
-def load_forecast(path: Path | str) -> Forecast:
-    """Read a forecast from a YAML file.
-
-    Raises:
-        UsageError: it cannot be read, or a key is missing, unknown or out of range; the error names the key.
-    """
-    try:
-        data: object = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read: {error.strerror}", field=str(path), fix="name an existing file") from error
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        reason = str(getattr(error, "problem", None) or type(error).__name__)
-        raise UsageError(f"not YAML: {reason}", field=str(path)) from error
-    return parse_forecast(data if isinstance(data, Mapping) else {}, str(path))
-
-
-def parse_forecast(data: Mapping[str, Any], where: str = "forecast") -> Forecast:
-    """Return the forecast in `data`.  Raises UsageError naming the first key that is wrong."""
-    try:
-        return Forecast.model_validate(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        value = None if isinstance(first["input"], Mapping) else str(first["input"])
-        message = first["msg"].removeprefix("Value error, ").lower()
-        raise UsageError(
-            message, field=f"{where}: {key or 'the file'}", value=value, fix="correct the forecast"
-        ) from error

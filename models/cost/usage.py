@@ -84,6 +84,12 @@ def image_tokens_of(model: str, images: tuple[Size, ...]) -> int:
     return sum(image_tokens(model, width, height).tokens for width, height in images)
 
 
+def image_tokens_per_query(model: str, usage: MeasuredUsage) -> Decimal:
+    """Return the mean image tokens of a request at `model`.  Raises UsageError: no rule for it, or for a size."""
+    tokens = sum(g.requests * image_tokens_of(model, g.images) for g in usage.groups)
+    return Decimal(tokens) / usage.requests
+
+
 def vendor_usd(
     row: PriceRow,
     images: tuple[Size, ...],

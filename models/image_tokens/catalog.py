@@ -68,6 +68,7 @@ MODELS: dict[str, tuple[TokenRule, str | None]] = {
     "gpt-5.4-mini": (_patches("1.62"), _MEASURED.format("1.2")),
     "gpt-5.4-nano": (_patches("2.46"), _MEASURED.format("1.2")),
     "gpt-5.5": (_patches("1.2", **_LARGE), "without a detail the API uses original; multiplier as for gpt-5.4"),
+    "gpt-5.6": (_patches("1.2", **_LARGE), "multiplier and budgets from secondary sources (community 1372291)"),
     # Anthropic
     "claude-3": (ClaudeArea(), _CLAUDE_LIMIT),
     "claude-3-5": (ClaudeArea(), _CLAUDE_LIMIT),
@@ -96,6 +97,7 @@ MODELS: dict[str, tuple[TokenRule, str | None]] = {
     "gemini-3-pro": (GeminiResolution(), None),
     "gemini-3-flash": (GeminiResolution(), None),
     "gemini-3.1-pro": (GeminiResolution(), None),
+    "gemini-3.1-flash-lite": (GeminiResolution(), None),
     "gemini-3.5-flash": (GeminiResolution(), None),
     "gemini-3.8-flash": (GeminiResolution(), None),
     # open models, as served here
@@ -105,6 +107,9 @@ MODELS: dict[str, tuple[TokenRule, str | None]] = {
     "paligemma-224": (Fixed(256), None),
     "paligemma-448": (Fixed(1024), None),
     "paligemma-896": (Fixed(4096), None),
+    # the embedded models, which see 64x64 px
+    "fovea-qwen": (QwenSmartResize(16, 3072, 4096), "the embedded Qwen2.5-VL: patches of 8 px, 2x2 merged"),
+    "fovea-paligemma": (Fixed(64, "models/embedded/paligemma/processor_config.json"), "the embedded PaliGemma"),
 }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Collection
 # What may follow a known name without making it another model: a snapshot date, a size, a channel
 _SUFFIX = re.compile(
     r"(-(\d{4}-\d{2}-\d{2}|\d{8}|\d{2}-\d{2,4}|latest|preview|exp|instruct|thinking|chat|fp8|awq|int4|\d+(\.\d+)?b"
-    r"|a\d+b|sonnet|opus|haiku|v\d+|\d{3}))+"
+    r"|a\d+b|sonnet|opus|haiku|sol|terra|luna|v\d+|\d{3}))+"
 )
 
 

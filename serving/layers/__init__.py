@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from serving.layers.admit import Admit
 from serving.layers.identify import Identify
 from serving.layers.money import Count
+from serving.layers.quota import Quota
 from serving.layers.record import Record
-from serving.layers.screen import Screen
+from serving.layers.screen import Look, Screen
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -25,6 +26,8 @@ LAYERS: tuple[tuple[Callable[[Stack], object], type[Any]], ...] = (
     (lambda stack: stack.identify, Identify),
     (lambda stack: True, Admit),
     (lambda stack: stack.money, Count),
+    (lambda stack: stack.media, Look),
+    (lambda stack: stack.admit, Quota),
     (lambda stack: stack.media, Screen),
 )
 

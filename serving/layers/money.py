@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
 
+from models.image_tokens import find_model, image_tokens
+from models.support.errors import UsageError
+from serving.errors import ApiError
 from serving.exchange import FORMS, Exchange, api_path, content_type, exchange_of
-from serving.layers.screen import CHAT
+from serving.layers.screen import CHAT, find_images
 from serving.money import Money, usage_in
 
 if TYPE_CHECKING:
@@ -19,7 +22,14 @@ if TYPE_CHECKING:
 
     from serving.stack import Model, Stack
 
-ANSWERS = (CHAT, "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings")
+# Every route that makes the engine work; what is asked about tokens or stored answers costs nothing
+ANSWERS = frozenset(
+    {
+        CHAT, "/v1/chat/completions/batch", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings",
+        "/v1/score", "/score", "/v1/rerank", "/v2/rerank", "/rerank", "/v2/embed", "/pooling", "/classify",
+        "/v1/audio/transcriptions", "/v1/audio/translations",
+    }
+)  # fmt: skip
 ASKABLE = (CHAT, "/v1/completions")
 
 
@@ -35,6 +45,8 @@ class Count:
         if model.name not in self.money:
             self.money[model.name] = Money(stack.money, model.name)
         self.book = self.money[model.name]
+        self.screened = stack.media is not None
+        self.rule = rule_of(model.source)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not _counts(scope):
@@ -44,7 +56,44 @@ class Count:
         watch = Watch(send, hide=_ask(exchange, scope))
         await self.app(scope, receive, watch.send)
         if watch.status == 200 and watch.ended and not exchange.error_kind:
-            self.book.finished(exchange, watch.usage)
+            self.book.finished(exchange, watch.usage, self._image_tokens(exchange))
+
+    async def stop(self) -> None:
+        """Close the journal."""
+        if self.book.journal is not None:
+            self.book.journal.close()
+
+    def _image_tokens(self, exchange: Exchange) -> int | None:
+        """Return the images' prompt tokens: by the engine's processor, else by the checkpoint's rule, else None."""
+        if not self.screened:  # nobody looked for images: their sizes are not known
+            return 0 if not exchange.body or not has_images(exchange) else None
+        if exchange.image_tokens or not exchange.pictures:
+            return exchange.image_tokens
+        if self.rule is None:
+            return None
+        try:
+            return sum(image_tokens(self.rule, p.width, p.height).tokens for p in exchange.pictures)
+        except UsageError:  # the rule refuses the size, and the engine took it
+            return None
+
+
+def rule_of(source: str) -> str | None:
+    """Return the name of the image-token rule of a checkpoint (`models.image_tokens`), None when it has none."""
+    try:
+        return find_model(EMBEDDED_RULES.get(source, source))
+    except UsageError:
+        return None
+
+
+EMBEDDED_RULES = {"embedded:qwen2_5_vl": "fovea-qwen", "embedded:paligemma": "fovea-paligemma"}
+
+
+def has_images(exchange: Exchange) -> bool:
+    """Whether a request carries images, where no screening says so."""
+    try:
+        return bool(find_images(exchange.json()))
+    except ApiError:  # a form, or not JSON: an upload of audio
+        return False
 
 
 def _counts(scope: Scope) -> bool:
@@ -63,7 +112,9 @@ def _ask(exchange: Exchange, scope: Scope) -> bool:
         return False  # not a stream, or something that validation will refuse
     if options and options.get("include_usage"):
         return False
-    body["stream_options"] = {**(options or {}), "include_usage": True}
+    # nor does it see usage piece by piece, which is only there together with the one at the end
+    kept = {k: v for k, v in (options or {}).items() if k != "continuous_usage_stats"}
+    body["stream_options"] = {**kept, "include_usage": True}
     if api_path(scope) != CHAT:  # chat is answered from the parsed body: no need to write its images again
         exchange.replace_body(body)
     return True

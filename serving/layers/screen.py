@@ -45,11 +45,8 @@ class Found:
     place: tuple[int, int] | None = None
 
 
-class Screen:
-    """See the module's docstring."""
-
-    held = 0
-    """Pixels of decoded pictures that running requests hold, in this process."""
+class Look:
+    """Finds a request's images and judges their headers: layers between it and `Screen` know the sizes."""
 
     def __init__(self, app: ASGIApp, stack: Stack, model: Model):
         assert stack.media is not None
@@ -59,36 +56,14 @@ class Screen:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": "Only HTTP is served here."})
             return
-        if scope["type"] != "http" or scope["method"] != "POST":
-            await self.app(scope, receive, send)
-            return
-        exchange = exchange_of(scope)
-        direct = api_path(scope) == CHAT
-        # a form is an upload of audio; vLLM's JSON endpoints refuse it, and so does ours
-        if not exchange.body or (content_type(scope) in FORMS and not direct):
-            await self.app(scope, receive, send)
-            return
-        found = self._find(exchange.json())
-        if not found:
-            await self.app(scope, receive, send)
-            return
-        taken = 0
-        try:
-            for item in found:
-                image, size = await header_of(item, self.limits)
-                pixels = image.width * image.height
-                self._hold(pixels)
-                taken += pixels
-                exchange.pictures.append(await decoded(image, size, item.param))
-            if direct:
-                exchange.places = [place_of(item) for item in found]
-            else:
-                for item, picture in zip(found, exchange.pictures, strict=True):
-                    item.put(await asyncio.to_thread(as_png_uri, picture))
-                exchange.replace_body(exchange.json())
-            await self.app(scope, receive, send)
-        finally:
-            Screen.held -= taken
+        if scope["type"] == "http" and scope["method"] == "POST":
+            exchange = exchange_of(scope)
+            # a form is an upload of audio; vLLM's JSON endpoints refuse it, and so does ours
+            if exchange.body and (content_type(scope) not in FORMS or api_path(scope) == CHAT):
+                for item in self._find(exchange.json()):
+                    image, size = await header_of(item, self.limits)
+                    exchange.found.append((item, image, size))
+        await self.app(scope, receive, send)
 
     def _find(self, body: dict[str, Any]) -> list[Found]:
         for key in _OVERRIDES:
@@ -105,6 +80,39 @@ class Screen:
                 param=found[self.limits.images].param,
             )
         return found
+
+
+class Screen:
+    """Decodes the images that `Look` found, and puts the clean pictures in their place."""
+
+    held = 0
+    """Pixels of decoded pictures that running requests hold, in this process."""
+
+    def __init__(self, app: ASGIApp, stack: Stack, model: Model):
+        assert stack.media is not None
+        self.app, self.limits = app, stack.media
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchange_of(scope) if scope["type"] == "http" else None
+        if exchange is None or not exchange.found:
+            await self.app(scope, receive, send)
+            return
+        taken = 0
+        try:
+            for item, image, size in exchange.found:
+                pixels = image.width * image.height
+                self._hold(pixels)
+                taken += pixels
+                exchange.pictures.append(await decoded(image, size, item.param))
+            if api_path(scope) == CHAT:
+                exchange.places = [place_of(item) for item, _, _ in exchange.found]
+            else:
+                for (item, _, _), picture in zip(exchange.found, exchange.pictures, strict=True):
+                    item.put(await asyncio.to_thread(as_png_uri, picture))
+                exchange.replace_body(exchange.json())
+            await self.app(scope, receive, send)
+        finally:
+            Screen.held -= taken
 
     def _hold(self, pixels: int) -> None:
         if Screen.held and Screen.held + pixels > self.limits.pixels_inside:

@@ -180,9 +180,15 @@ class Server:
         if self._stall_from <= now < self._stall_to:
             await asyncio.sleep(self._stall_to - now)
 
-    def close_connections(self) -> None:
-        """Cut every open connection, as a dying server does."""
-        self._loop.call_soon_threadsafe(lambda: [t.abort() for t in list(self.transports)])
+    def close_connections(self, idle_only: bool = False) -> None:
+        """Cut every open connection, as a dying server does, or only those on which nothing is being answered."""
+
+        def close() -> None:
+            for transport in list(self.transports):
+                if not (idle_only and transport.get_protocol().tasks):
+                    transport.abort()
+
+        self._loop.call_soon_threadsafe(close)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)

@@ -1,11 +1,12 @@
 """The capacity search finds the known capacity of a simulated server, and certifies only what the data shows."""
 
 import json
+import threading
 from collections.abc import Callable
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
@@ -170,3 +171,56 @@ def test_command_with_nonsense(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--step" in capsys.readouterr().err
     assert main([*words, "--slo", "p95<1s"]) == 2
     assert "cannot connect" in capsys.readouterr().err
+
+
+def test_a_search_that_ends_early_keeps_what_it_found() -> None:
+    """The server dies, or Ctrl-C comes, in the fourth run."""
+    terms = parse_slo("p95<1s")
+    search: dict[str, Any] = {"start": 2, "highest": 1000, "step_s": 20, "confirm_s": 20}
+
+    def dies(rate: float, seconds: float, number: int) -> Report:
+        if number == 3:
+            raise UsageError("cannot connect", field="--url")
+        return simulated(rate, seconds, number)
+
+    found = find_capacity(dies, terms, **search)
+    assert found.partial and found.rate is None and len(found.steps) == 3 and found.best == 8
+    assert isinstance(found.error, UsageError) and "cannot connect" in found.reason
+
+    def stopped(rate: float, seconds: float, number: int) -> Report:
+        report = simulated(rate, seconds, number)
+        report.data["partial"] = number == 3
+        return report
+
+    found = find_capacity(stopped, terms, **search)
+    assert found.partial and found.error is None and found.reason == "stopped" and len(found.steps) == 4
+
+    def never(rate: float, seconds: float, number: int) -> Report:
+        raise UsageError("cannot connect", field="--url")
+
+    with pytest.raises(UsageError):
+        find_capacity(never, terms, **search)
+
+
+def test_command_keeps_what_it_found_when_the_server_dies(
+    prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = Server(Plan(first_s=0.001)).__enter__()
+    ended = False
+
+    def end() -> None:
+        nonlocal ended
+        while len(server.requests) < 60:
+            sleep(0.02)
+        server.__exit__()
+        ended = True
+
+    threading.Thread(target=end, daemon=True).start()
+    words = ["--url", server.url, "--model", "m", "--workload", prompts, "--slo", "p50<5s,errors<100%"]
+    words += ["--start-rate", "20", "--step", "1", "--confirm", "1", "--max-slip-ms", "5000", "--out", str(tmp_path)]
+    assert main(["loadtest", "capacity", *words]) == 2
+    out = capsys.readouterr()
+    assert ended and "--url: cannot connect" in out.err.splitlines()[-1] and "no rate certified" in out.out
+    data = json.loads((tmp_path / "capacity.json").read_text())
+    assert data["partial"] and data["steps"] and data["capacity_rps"] is None
+    assert "<svg" in (tmp_path / "capacity.html").read_text()

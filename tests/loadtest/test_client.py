@@ -92,9 +92,9 @@ def test_interim_replies_and_bodies_ended_by_closing(prompts: str) -> None:
 
 
 def test_a_kept_connection_that_the_server_closed_is_replaced(serve: Serve, prompts: str) -> None:
-    """The server drops every connection while the users think; no request is lost by that."""
+    """The server drops the connections of users who think; no request is lost by that."""
     server = serve()
-    timer = threading.Timer(0.5, server.close_connections)
+    timer = threading.Timer(0.5, server.close_connections, (True,))
     timer.start()
     data = run(server, prompts, concurrency=4, requests=None, duration_s=1.2, think_s=0.05)
     timer.join()

@@ -21,7 +21,7 @@ from loadtest.html_report import render
 from loadtest.money import cost_part, usd
 from loadtest.run import run_load
 from models.cost import path_cost
-from models.cost.path import parse_forecast
+from models.cost.forecast import parse_forecast
 from models.support.errors import UsageError
 from tests.loadtest.conftest import config_for
 from tests.loadtest.server import Plan, Server

@@ -1,12 +1,7 @@
 """Whole runs against a server with known behaviour: the figures are the truth, and what goes wrong is said."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +10,7 @@ import numpy as np
 import pytest
 
 from fovea import main
-from loadtest.run import run_load, write_reports
+from loadtest.run import run_load
 from tests.loadtest.conftest import config_for
 from tests.loadtest.server import Plan, Server
 
@@ -273,45 +268,3 @@ def test_nothing_but_errors_fails_the_check(serve: Serve, prompts: str, capsys: 
     words = ["--url", server.url, "--model", "m", "--workload", prompts, "--concurrency", "1", "--requests", "2"]
     code, text, error = fovea(capsys, *words)
     assert code == 1 and "not one request succeeded" in error and "http_503" in text
-
-
-@pytest.mark.parametrize("processes", ["1", "2"])
-def test_ctrl_c_keeps_what_was_measured(serve: Serve, prompts: str, tmp_path: Path, processes: str) -> None:
-    server = serve(Plan(first_s=0.01))
-    root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, str(root / "fovea.py"), "loadtest", "run", "--url", server.url, "--model", "m"]
-    command += ["--workload", prompts, "--rate", "50", "--duration", "60", "--out", str(tmp_path / "out")]
-    command += ["--processes", processes, "--max-slip-ms", "5000"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}
-    ) as process:
-        deadline = time.monotonic() + 60
-        while len(server.requests) < 30 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        out, error = process.communicate(timeout=30)
-    assert process.returncode == 130, error
-    assert "Partial run" in out
-    data = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert data["partial"] and data["requests"] >= 20
-
-
-def test_a_full_disk_keeps_what_was_written(
-    serve: Serve, prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from loadtest.recorder import Recorder
-
-    original, calls = Recorder.flush, []
-
-    def flush(self: Recorder) -> None:
-        calls.append(1)
-        if len(calls) == 2:
-            raise OSError(28, "No space left on device")
-        original(self)
-
-    monkeypatch.setattr("loadtest.recorder.BLOCK", 20)
-    monkeypatch.setattr(Recorder, "flush", flush)
-    report = run_load(config_for(serve(), prompts, concurrency=1, requests=500))
-    assert report.partial and "No space left" in report.data["failures"][0]
-    assert 20 <= report.data["requests"] < 500
-    assert (write_reports(report, tmp_path)["json"]).exists()

@@ -96,7 +96,7 @@ def test_sounds_and_videos_are_real() -> None:
 
 
 def test_conversations_carry_what_was_said() -> None:
-    made = make_workload("chat", conversations=2, turns=3, live=2, image_size="16x16")
+    made = make_workload("chat", conversations=2, turns=3, live=2, image_size="16x16", answers="fixed")
     ids = [made.item(i).id for i in range(6)]
     assert ids == ["chat-0-0", "chat-1-0", "chat-0-1", "chat-1-1", "chat-0-2", "chat-1-2"]
     first, second = made.item(0).messages, made.item(2).messages

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 import fovea
 from models.cost import break_even, load_forecast, path_cost, payback_months, tornado
 from models.cost.articles import other_figures, worked_examples
-from models.cost.path import Forecast, SelfHosted, machines_needed, parse_forecast
+from models.cost.forecast import Forecast, SelfHosted, parse_forecast
+from models.cost.path import machines_needed
 from models.cost.roi import Roi, labour_saved
 from models.prices import load_prices
 from models.support.errors import UsageError
@@ -166,7 +167,7 @@ class TestCompare:
         assert even.machines is not None and even.machines > 1 and even.queries_per_month is not None
         f = forecast(monthly_usd={"team": "10000"}, queries_per_month=even.queries_per_month)
         assert isinstance(f.serving, SelfHosted)
-        assert machines_needed(f.serving, f.attempts) <= even.machines
+        assert machines_needed(f.serving, f.queries_per_month * (1 + f.retry_rate)) <= even.machines
 
     def test_needs_own_machines(self) -> None:
         with pytest.raises(UsageError, match="break-even needs own machines"):

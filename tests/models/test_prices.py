@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.baselines import NOTE, QueryShape, query_cost, vendor_baselines
-from models.image_tokens import known_models
+from models.baselines import NOTE, one_query, uncounted, vendor_baselines
+from models.cost.usage import MeasuredUsage, vendor_usd, vendor_usd_of
+from models.image_tokens import find_model, known_models
 from models.machines import load_machines
 from models.prices import PriceBook, PriceRow, Usage, load_prices, parse_money, stale_rows
 from models.support.errors import UsageError
@@ -61,7 +62,7 @@ class TestShippedBook:
         for row in BOOK.rows:
             assert row.source and row.read >= row.effective_from - dt.timedelta(days=366)
             if row.set == "list":
-                assert row.model in known_models()
+                assert find_model(row.model) in known_models()
 
     @pytest.mark.parametrize(
         ("model", "dollars"),
@@ -81,7 +82,7 @@ class TestShippedBook:
     )
     def test_price_of_one_image(self, model: str, dollars: str) -> None:
         row = BOOK.find(model, on=dt.date(2026, 11, 21))
-        assert query_cost(QueryShape(1024, 1024, 1, 0, 0), row) == Decimal(dollars)
+        assert vendor_usd(row, ((1024, 1024),), 0, 0) == Decimal(dollars)
 
     def test_long_context_prices_the_whole_request(self) -> None:
         row = BOOK.find("gemini-2.5-pro", on=dt.date(2026, 11, 21))
@@ -236,36 +237,39 @@ class TestOverride:
 
 class TestBaselines:
     def test_rows(self) -> None:
-        rows = vendor_baselines([QueryShape(64, 64, 1, 20, 2)] * 3, on=dt.date(2026, 11, 21))
+        rows = vendor_baselines(one_query(64, 64, 1, 20, 2), on=dt.date(2026, 11, 21))
         assert len(rows) >= 12
         assert {r["vendor"] for r in rows} == {"openai", "google", "anthropic"}
-        keys = {"vendor", "model", "usd_per_query", "image_tokens", "effective_from", "source", "stale", "note"}
-        assert all(r.keys() == keys and r["note"] == NOTE for r in rows)
+        assert all(r["source"] and r["read"] and r["image_rule"] and r["note"] == NOTE for r in rows)
         assert [r["usd_per_query"] for r in rows] == sorted(r["usd_per_query"] for r in rows)
         gpt = next(r for r in rows if r["model"] == "gpt-4o")
-        assert gpt["image_tokens"] == 255
+        assert (gpt["image_tokens"], gpt["image_rule"]) == ("255", "openai-tiles")
         assert gpt["usd_per_query"] == (275 * Decimal("2.50") + 2 * 10) / 10**6
 
     def test_mean_over_mixed_queries(self) -> None:
         book = PriceBook((BOOK.find("gpt-4o"),))
-        shapes = [QueryShape(512, 512, 1, 0, 0), QueryShape(1024, 1024, 2, 0, 0), QueryShape(0, 0, 0, 10, 1)]
-        (row,) = vendor_baselines(shapes, book=book)
-        parts = [query_cost(s, book.rows[0]) for s in shapes]
-        assert row["usd_per_query"] == sum(parts, Decimal(0)) / 3
-        assert row["image_tokens"] == round((255 + 2 * 765) / 3)
+        queries = [one_query(512, 512, 1, 0, 0), one_query(1024, 1024, 2, 0, 0), one_query(0, 0, 0, 10, 1)]
+        (row,) = vendor_baselines(MeasuredUsage(groups=tuple(q.groups[0] for q in queries)), book=book)
+        assert row["usd_per_query"] == sum((vendor_usd_of(book.rows[0], q) for q in queries), Decimal(0)) / 3
+        assert row["image_tokens"] == "595"  # (255 + 2 x 765) / 3
+
+    def test_a_model_without_an_image_rule(self, tmp_path: Path) -> None:
+        book = load_prices(write_book(tmp_path, {**ROW, "model": "our-vlm", "vendor": "us"}))
+        picture, words = one_query(64, 64, 1, 20, 2), one_query(0, 0, 0, 20, 2)
+        assert uncounted(picture, book) == ["our-vlm"] and uncounted(words, book) == []
+        assert "our-vlm" not in [row["model"] for row in vendor_baselines(picture, book=book)]
+        (row,) = [row for row in vendor_baselines(words, book=book) if row["model"] == "our-vlm"]
+        assert row["image_rule"] is None and row["image_tokens"] == "0"
 
     @given(st.integers(1, 4000), st.integers(1, 4000), st.integers(0, 5), st.integers(0, 5000), st.integers(0, 500))
+    @settings(deadline=None)
     def test_more_images_or_tokens_never_cost_less(self, w: int, h: int, images: int, text: int, output: int) -> None:
         for row in BOOK.current():
-            base = query_cost(QueryShape(w, h, images, text, output), row)
-            assert query_cost(QueryShape(w, h, images + 1, text, output), row) >= base
-            assert query_cost(QueryShape(w, h, images, text + 7, output + 3), row) >= base
+            base = vendor_usd_of(row, one_query(w, h, images, text, output))
+            assert vendor_usd_of(row, one_query(w, h, images + 1, text, output)) >= base
+            assert vendor_usd_of(row, one_query(w, h, images, text + 7, output + 3)) >= base
 
     @pytest.mark.parametrize("shape", [(0, 5, 1, 0, 0), (5, 5, -1, 0, 0), (5, 5, 1, 0.5, 0), (5, 5, 1, 0, -2)])
     def test_bad_shape(self, shape: Any) -> None:
         with pytest.raises(UsageError):
-            QueryShape(*shape)
-
-    def test_no_queries(self) -> None:
-        with pytest.raises(UsageError, match="no queries"):
-            vendor_baselines([])
+            one_query(*shape)

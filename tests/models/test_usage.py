@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from decimal import Decimal
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.cost.ledger import Account, Finished, Ledger, Tariff, bill, cents, total, usd_per_request
-from models.cost.path import parse_forecast, path_cost, vendor_usd_per_query
+from models.cost.forecast import parse_forecast
+from models.cost.ledger import Account, Finished, Ledger, Tariff, cents, total, usd_per_request
+from models.cost.path import path_cost, vendor_usd_per_query
 from models.cost.usage import MeasuredUsage, UsageGroup, group_usage, vendor_usd, vendor_usd_of
 from models.prices import load_prices
 from models.support.errors import UsageError
@@ -65,34 +69,49 @@ def test_a_forecast_with_measured_usage_prices_that() -> None:
 TARIFF = Tariff(usd_per_hour="0.80", capacity_rps=4, utilization=0.5, against=("gpt-4o",))
 
 
+DAY = dt.date(2026, 11, 20)
+
+
 def test_ledger_by_hand() -> None:
-    each = Decimal("0.80") / 7200
-    assert TARIFF.usd_per_request == each == usd_per_request(Decimal("0.80"), Decimal(4), Decimal("0.5"))
-    ledger = Ledger(TARIFF)
+    each = TARIFF.usd_per_request
+    assert each == Decimal("0.000111111111111") == usd_per_request(Decimal("0.80"), Decimal(4), Decimal("0.5"))
+    ledger = Ledger(TARIFF.against, BOOK)
     one = Finished("a", "m", prompt_tokens=440, completion_tokens=50, image_tokens=340, images=((1024, 1024),))
-    ledger.add(one)
+    ledger.add(one, each, DAY)
     account = ledger.accounts["a", "m"]
     assert account.own_usd == each and account.cache_saved_usd == 0
     assert account.avoided_usd == {"gpt-4o": (865 * Decimal("2.50") + 500) / 10**6}  # 100 of text, 765 of the image
-    ledger.add(Finished("a", "m", 440, 50, 340, ((1024, 1024),), recalled=True))
+    ledger.add(Finished("a", "m", 440, 50, 340, ((1024, 1024),), recalled=True), each, DAY)
     assert account.own_usd == each and account.cache_saved_usd == each and account.requests == 2
-    ledger.add(Finished("a", "m", 440, 50, None, ((1024, 1024),)))  # nobody knows what its image took
+    ledger.add(Finished("a", "m", 440, 50, None, ((1024, 1024),)), each, DAY)  # nobody knows what its image took
     assert account.avoided_usd["gpt-4o"] == 2 * (865 * Decimal("2.50") + 500) / 10**6
 
 
-@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 500), st.integers(0, 99)), max_size=30), st.randoms())
-@settings(max_examples=40, deadline=None)
-def test_totals_are_the_sum_of_the_lines_in_any_order(rows: list[tuple[str, int, int]], random: object) -> None:
+ROWS = st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 500), st.integers(0, 99)), max_size=30)
+
+
+@given(ROWS, st.decimals("0.01", "1000", places=2), st.integers(1, 997), st.randoms())
+@settings(max_examples=60, deadline=None)
+def test_totals_are_the_exact_sum_of_the_parts_in_any_order(
+    rows: list[tuple[str, int, int]], usd: Decimal, rps: int, random: Any
+) -> None:
+    each = usd_per_request(usd, Decimal(rps) / 7, Decimal("0.7"))
     requests = [Finished(tenant, "m", prompt, output) for tenant, prompt, output in rows]
-    first = bill(requests, TARIFF)
-    random.shuffle(requests)  # type: ignore[attr-defined]
-    assert bill(requests, TARIFF) == first
-    ledger = Ledger(TARIFF)
-    for one in requests:
-        ledger.add(one)
-    whole: Account = total(ledger.accounts)
-    assert whole.own_usd == sum((a.own_usd for a in ledger.accounts.values()), Decimal(0))
-    assert first["total"]["own_usd"] == cents(whole.own_usd) and first["total"]["requests"] == len(rows)
+
+    def added() -> Ledger:
+        ledger = Ledger(TARIFF.against, BOOK)
+        for one in requests:
+            ledger.add(one, each, DAY)
+        return ledger
+
+    first = added()
+    random.shuffle(requests)
+    assert added().accounts == first.accounts
+    whole: Account = total(first.accounts)
+    assert whole.own_usd == sum((a.own_usd for a in first.accounts.values()), Decimal(0)) == each * len(rows)
+    assert whole.as_dict()["own_usd"] == cents(whole.own_usd) and Decimal(whole.as_dict()["exact"]["own_usd"]) == (
+        whole.own_usd
+    )
 
 
 @pytest.mark.parametrize(
@@ -112,7 +131,17 @@ def test_a_wrong_tariff(change: dict[str, object], message: str) -> None:
 
 
 def test_an_old_price_is_taken_for_an_old_day() -> None:
-    import datetime as dt
-
+    ledger = Ledger(TARIFF.against, BOOK)
     with pytest.raises(UsageError, match="no price of gpt-4o on that day"):
-        Ledger(TARIFF, on=dt.date(2001, 1, 1)).add(Finished("a", "m", 1, 1))
+        ledger.add(Finished("a", "m", 1, 1), Decimal(1), dt.date(2001, 1, 1))
+    assert ledger.accounts == {}  # nothing was half added
+    changed = Ledger(("claude-sonnet-5-5",), BOOK)
+    changed.add(Finished("a", "m", 10**6, 0), Decimal(1), dt.date(2026, 10, 6))
+    assert changed.accounts["a", "m"].avoided_usd["claude-sonnet-5-5"] == 2
+
+
+def test_files_of_a_tariff_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tariff = Tariff(usd_per_hour="1", capacity_rps=1, journal="journal")
+    monkeypatch.chdir("/")
+    assert Tariff.model_validate(tariff.model_dump()).journal == str(tmp_path / "journal")

@@ -44,7 +44,7 @@ class House:
     def __init__(self, location: str, metrics: bool = False, **section: Any):
         tenants = [{"name": "acme"}, {"name": "narrow", "models": ["other"]}]
         models = [{"name": "identify-test", "source": "x"}, {"name": "other", "source": "x"}]
-        data = {"models": models, "media": None, "metrics": metrics}
+        data: dict[str, Any] = {"models": models, "media": None, "metrics": metrics}
         data["identify"] = {"keys": location, "tenants": tenants, "refresh_s": 1e-6, **section}
         self.stack = Stack.model_validate(data)
         self.store = open_keys(location)

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
+from PIL import Image
 from prometheus_client import CollectorRegistry, generate_latest
 
+from models.cost.journal import Reader
+from models.cost.ledger import Tariff
 from serving.errors import ApiError
 from serving.exchange import KEY, Exchange, exchange_of
 from serving.layers import LAYERS
+from serving.layers.identify import Identity
 from serving.layers.money import Count
+from serving.media import Picture
 from serving.money import Money, usage_in
 from serving.stack import parse_stack
+from serving.tenants import Tenant
 from tests.serving.asgi import JSON, Answer, call, scope_of
 
 if TYPE_CHECKING:
@@ -48,8 +56,9 @@ class Engine:
         await send({"type": "http.response.body", "body": b""})
 
 
-def layer(engine: Engine) -> Count:
-    stack = parse_stack(STACK)
+def layer(engine: Engine, source: str = "embedded:qwen2_5_vl", media: object = "as it is", **money: object) -> Count:
+    given = {"models": [{"name": "m", "source": source}], "money": {**STACK["money"], **money}}
+    stack = parse_stack(given if media else {**given, "media": None})
     assert stack.money is not None
     count = Count(engine, stack, stack.models[0])
     count.book = Money(stack.money, "m", registry=None)
@@ -89,7 +98,8 @@ async def test_a_whole_answer_is_counted_and_passed_on_as_it_is() -> None:
 async def test_a_stream_is_asked_for_its_usage_which_the_client_does_not_see() -> None:
     engine = Engine(*events(DELTA, LAST, "[DONE]"), kind=b"text/event-stream")
     count = layer(engine)
-    answer = await ask(count, {"model": "m", "stream": True, "stream_options": {"other": 1}})
+    options = {"other": 1, "continuous_usage_stats": True}
+    answer = await ask(count, {"model": "m", "stream": True, "stream_options": options})
     assert engine.saw["stream_options"] == {"other": 1, "include_usage": True}
     assert answer.body == b"".join(events(DELTA, "[DONE]"))
     assert count.book.ledger.accounts["default", "m"].completion_tokens == 10
@@ -158,19 +168,97 @@ def test_usage_of_every_form() -> None:
     assert usage_in("x") is None and usage_in({"usage": {}}) is None
 
 
+def of_tenant(name: str, **notes: object) -> Exchange:
+    tenant = Tenant.model_validate({"name": name})
+    return Exchange("r", identity=Identity(tenant, "k", "client", "interactive"), notes=notes)
+
+
 def test_series_and_tenants() -> None:
     tariff = parse_stack(STACK).money
     assert tariff is not None
     registry = CollectorRegistry()
     money = Money(tariff, "m", registry)
-    money.finished(Exchange("r", notes={"tenant": "red"}), (100, 1))
-    money.finished(Exchange("r", notes={"tenant": "red", "recalled": True}), (100, 1))
-    money.finished(Exchange("r"), None)
+    money.finished(of_tenant("red"), (100, 1), 0)
+    money.finished(of_tenant("red", recalled=True), (100, 1), 0)
+    money.finished(Exchange("r"), None, 0)
     text = generate_latest(registry).decode()
     assert 'fovea_usd_total{model="m",tenant="red"} 0.0001' in text
     assert 'fovea_cache_saved_usd_total{model="m",tenant="red"} 0.0001' in text
     assert 'fovea_vendor_usd_avoided_total{model="m",tenant="red",vendor_model="gpt-4o"} 0.00052' in text
     assert 'fovea_unpriced_answers_total{model="m"} 1.0' in text
+    assert 'fovea_journal_lost_total{model="m"} 0.0' in text
+
+
+async def test_every_answer_stands_in_the_journal(tmp_path: Path) -> None:
+    count = layer(Engine(json.dumps(ANSWER).encode()), journal=str(tmp_path / "journal"))
+    await ask(count, {"model": "m"})
+    await ask(count, {"model": "m"}, canary=True)
+    count.app = Engine(b"{}")
+    await ask(count, {"model": "m"})
+    await count.stop()
+    first, second = Reader([tmp_path / "journal"]).lines()
+    assert (first.id, first.tenant, first.model, first.usd) == ("r", "default", "m", EACH)
+    assert (first.prompt_tokens, first.completion_tokens) == (400, 10) and first.finished is not None
+    assert second.prompt_tokens is None and second.finished is None
+
+
+async def test_a_full_disk_fails_no_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = layer(Engine(json.dumps(ANSWER).encode()), journal=str(tmp_path / "journal"))
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.write", full)
+        assert (await ask(count, {"model": "m"})).status == 200
+    assert count.book.journal is not None and count.book.journal.lost == 1
+    await ask(count, {"model": "m"})
+    assert len(list(Reader([tmp_path / "journal"]).lines())) == 1
+    assert count.book.ledger.accounts["default", "m"].requests == 2  # the metrics have both
+
+
+IMAGE = [Picture(Image.new("RGB", (1, 1)), "", "PNG", 64, 64, 0)]
+
+
+@pytest.mark.parametrize(
+    ("source", "by_engine", "found"),
+    [
+        ("embedded:qwen2_5_vl", 0, 16),  # the rule of the checkpoint
+        ("embedded:paligemma", 0, 64),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", 0, 4),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", 5, 5),  # the engine knows better
+        ("somebody/something", 0, None),
+    ],
+)
+async def test_image_tokens_where_the_chat_endpoint_did_not_count_them(
+    source: str, by_engine: int, found: int | None
+) -> None:
+    count = layer(Engine(json.dumps(ANSWER).encode()), source=source)
+    scope = scope_of("POST", "/v1/messages", JSON)
+    scope[KEY] = Exchange("r", body=b"{}", pictures=list(IMAGE), image_tokens=by_engine)
+    await call(count, scope)
+    assert count._image_tokens(scope[KEY]) == found
+    assert count.book.unpriced == (found is None)
+    assert count.book.ledger.accounts["default", "m"].own_usd == EACH
+
+
+@pytest.mark.parametrize(("content", "unpriced"), [("x", 0), ([{"type": "image_url", "image_url": {"url": "u"}}], 1)])
+async def test_images_that_nobody_screened_have_no_vendors_price(content: object, unpriced: int) -> None:
+    count = layer(Engine(json.dumps(ANSWER).encode()), media=None)
+    await ask(count, {"messages": [{"role": "user", "content": content}]})
+    assert count.book.unpriced == unpriced
+    assert bool(count.book.ledger.accounts["default", "m"].avoided_usd) is not bool(unpriced)
+
+
+def test_a_size_that_a_vendor_refuses_costs_us_all_the_same(tmp_path: Path) -> None:
+    row = {"vendor": "us", "model": "qwen2.5-vl-72b", "input": "1", "output": "1", "effective_from": "2026-01-01"}
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump({"rows": [{**row, "read": "2026-11-01", "source": "a quote"}]}))
+    given = {**STACK["money"], "against": ["qwen2.5-vl-72b"], "prices": str(tmp_path / "p.yaml")}
+    money = Money(Tariff.model_validate(given), "m", registry=None)
+    thin = Picture(Image.new("RGB", (1, 1)), "", "PNG", 1, 300, 0)
+    money.finished(Exchange("r", pictures=[thin]), (10, 1), 4)
+    account = money.ledger.accounts["default", "m"]
+    assert account.own_usd == EACH and account.avoided_usd == {} and money.unpriced == 1
 
 
 def test_without_the_section_the_layer_is_not_there() -> None:

@@ -1,0 +1,274 @@
+"""`fovea quantize run | gate | ladder | advise | schemes`: arguments and printing, without the work."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the sub-commands."""
+    sub = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, text, add, run in (
+        ("run", "make a quantized checkpoint and prove that it loads and answers", _add_run, _run),
+        ("gate", "compare a quantized checkpoint with its parent, both served; exit code 1 unless it passes", _add_gate,
+         _gate),
+        ("ladder", "try schemes from the smallest up until one passes the gate", _add_ladder, _ladder),
+        ("advise", "what fits on a GPU and which scheme to take", _add_advise, _advise),
+        ("schemes", "every scheme on every machine, with its kernel", _add_schemes, _schemes),
+    ):  # fmt: skip
+        child = sub.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        add(child)
+        child.add_argument("--json", action="store_true", help="print JSON on stdout")
+        child.set_defaults(run=run)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="the 16-bit checkpoint: embedded:qwen2_5_vl, embedded:paligemma, or a folder")
+
+
+def _add_calibration(parser: argparse.ArgumentParser) -> None:
+    text = "pictures and questions to calibrate on: a golden set (name, folder, .jsonl), or easy-vqa-train"
+    parser.add_argument("--calibration", metavar="DATA", help=text)
+    parser.add_argument("--samples", type=int, default=256, help="items to calibrate on (256)")
+    parser.add_argument("--traffic", metavar="SET", help="a golden set of real traffic: warn where it is unlike DATA")
+    parser.add_argument("--seed", type=int, default=0, help="draws the calibration items and the golden items (0)")
+    text = "where it will be served: here, cpu, a GPU (H100), a compute capability (9.0); checked before any work"
+    parser.add_argument("--target", default="here", help=text)
+    parser.add_argument("--max-tokens", type=int, default=2048, help="longest calibration prompt (2048)")
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-model-len", type=int, default=2048, help="context that the engine serves (2048)")
+    parser.add_argument("--kv-gib", type=int, default=1, help="KV cache on a CPU, GiB (1)")
+    parser.add_argument("--kv-dtype", choices=("auto", "fp8"), default="auto", help="KV cache: 16 bits (auto) or fp8")
+
+
+def _add_golden(parser: argparse.ArgumentParser, required: bool) -> None:
+    parser.add_argument("--golden", required=required, help="golden set to compare on: a name, a folder, a .jsonl file")
+    parser.add_argument("--limit", type=int, help="compare on that many items, drawn by the seed")
+    parser.add_argument("--concurrency", type=int, default=32, help="requests in flight (32)")
+    parser.add_argument("--thresholds", type=Path, metavar="FILE", help="limits other than the shipped ones (YAML)")
+    parser.add_argument("--usd-per-hour", type=float, help="price of the serving machine: adds $/query to the report")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("--scheme", default="w4a16", help="w4a16 (default), w8a8, fp8, nf4, bnb-int8, w2-trial")
+    parser.add_argument("--method", help="gptq, awq, smoothquant or rtn; each scheme has its default")
+    parser.add_argument("--group", type=int, help="weights per scale: 128, 64 or 32; by default the largest that fits")
+    parser.add_argument("--quantize-vision", action="store_true", help="the vision tower too (costs accuracy)")
+    _add_calibration(parser)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the new checkpoint")
+    parser.add_argument("--replace", action="store_true", help="replace a quantized checkpoint at --out")
+    _add_golden(parser, required=False)
+    parser.add_argument("--report", type=Path, help="folder of the gate's report (OUT-gate); with --golden")
+    _add_engine(parser)
+
+
+def _add_gate(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("candidate", type=Path, help="folder that `fovea quantize run` wrote")
+    _add_golden(parser, required=True)
+    parser.add_argument("--seed", type=int, default=0, help="draws the golden items (0)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for report.json and report.html")
+    _add_engine(parser)
+
+
+def _add_ladder(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument(
+        "--rungs", help="comma-separated SCHEME[:METHOD[:GROUP]], smallest first; by default all that run"
+    )
+    _add_calibration(parser)
+    _add_golden(parser, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoints and the reports")
+    _add_engine(parser)
+
+
+def _add_advise(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a model of the catalog: `fovea models list`")
+    parser.add_argument("--gpu", help="GPU by name: H100, L4, B200")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="memory of one GPU, instead of or over --gpu's")
+    parser.add_argument("--concurrency", type=int, default=8, help="requests at a time (8)")
+    parser.add_argument("--image", default="1024x1024", help="picture of a request (1024x1024)")
+    parser.add_argument("--images", type=int, default=1, help="pictures in a request (1)")
+    parser.add_argument("--context", type=int, help="tokens of a request, pictures and answer included")
+
+
+def _add_schemes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target", help="only this machine: here, cpu, H100, 9.0")
+
+
+def _interruptible() -> None:
+    """Let SIGTERM end the work as Ctrl-C does, so that nothing half-written stays."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def _say(args: argparse.Namespace) -> Any:
+    def say(text: str) -> None:
+        print(f"quantize: {text}", file=sys.stderr, flush=True)
+
+    return say
+
+
+def _engine(args: argparse.Namespace) -> Any:
+    from quantize.engine import EngineSettings
+
+    return EngineSettings(max_model_len=args.max_model_len, kv_gib=args.kv_gib, kv_dtype=args.kv_dtype)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from models.support.errors import UsageError
+    from quantize.run import RunSettings, quantize
+
+    _interruptible()
+    if args.golden is None and args.report is not None:
+        raise UsageError("is the gate's", field="report", value=str(args.report), fix="give --golden too")
+    settings = RunSettings(
+        model=args.model,
+        out=args.out,
+        scheme=args.scheme,
+        method=args.method,
+        group=args.group,
+        calibration=args.calibration,
+        samples=args.samples,
+        traffic=args.traffic,
+        target=args.target,
+        vision=args.quantize_vision,
+        seed=args.seed,
+        max_tokens=args.max_tokens,
+        replace=args.replace,
+        engine=_engine(args),
+    )
+    if args.golden is not None:
+        _check_golden(args)
+    manifest = quantize(settings, _say(args))
+    _print_run(args, manifest)
+    if args.golden is None:
+        return 0
+    return _decide(args, args.model, args.out, args.report or args.out.with_name(f"{args.out.name}-gate"), manifest)
+
+
+def _check_golden(args: argparse.Namespace) -> None:
+    """Find out before the work that the golden set or the limits are wrong."""
+    from models.golden import load_golden
+    from quantize.verdict import load_thresholds
+
+    load_golden(args.golden).sample(args.limit, args.seed)
+    load_thresholds(args.scheme, args.thresholds)
+
+
+def _print_run(args: argparse.Namespace, manifest: dict[str, Any]) -> None:
+    if args.json and args.golden is None:
+        print(json.dumps(manifest, indent=2))
+        return
+    size, done = manifest["size"], [m for m in manifest["modules"] if m["quantized"]]
+    group = f", groups of {manifest['group']}" if manifest["group"] else ""
+    told = sys.stderr if args.json else sys.stdout
+    errors = [m["error"] for m in done if m["error"] is not None]
+    print(f"{manifest['scheme']} by {manifest['method']}{group}: {args.out}", file=told)
+    parts = f"{100 * size['quantized_ratio']:.1f} % of the quantized part's bytes, {100 * size['ratio']:.1f} % of all"
+    print(f"size        {size['bytes'] / 1e6:.2f} MB of {size['parent_bytes'] / 1e6:.2f} MB: {parts}", file=told)
+    kept = len(manifest["modules"]) - len(done)
+    worst = f", relative error {min(errors):.4f} to {max(errors):.4f}" if errors else ""
+    print(f"modules     {len(done)} quantized{worst}; {kept} linear modules kept, bit for bit", file=told)
+    accepted = manifest["accepted"]
+    kernels = ", ".join(sorted(set(accepted["kernels"].values()))) or "16 bits"
+    print(f"served      {accepted['question']!r} -> {accepted['answer']!r} ({kernels})", file=told)
+    print(f"took        {manifest['seconds']['total']:.0f} s", file=told)
+
+
+def _decide(args: argparse.Namespace, model: str, candidate: Path, out: Path, manifest: dict[str, Any] | None) -> int:
+    from quantize.gate import GateSettings, run_gate
+
+    settings = GateSettings(
+        parent=model,
+        candidate=candidate,
+        golden=args.golden,
+        out=out,
+        limit=args.limit,
+        seed=args.seed,
+        concurrency=args.concurrency,
+        thresholds=args.thresholds,
+        usd_per_hour=args.usd_per_hour,
+        engine=_engine(args),
+    )
+    report = run_gate(settings, _say(args))
+    if args.json:
+        print(json.dumps(report if manifest is None else {"manifest": manifest, "gate": report}, indent=2))
+    else:
+        print_gate(report, out)
+    return 0 if report["verdict"]["outcome"] == "pass" else 1
+
+
+def print_gate(report: dict[str, Any], out: Path) -> None:
+    """Print a gate's report, a line per figure."""
+    verdict = report["verdict"]
+    print(f"verdict     {verdict['outcome']}: {verdict['sentence']}")
+    for name, group in report["by_category"].items():
+        found = group["recovery"]
+        value = (
+            "no value"
+            if found["value"] is None
+            else f"{found['value']:.4f} ({found['low']:.4f} to {found['high']:.4f})"
+        )
+        print(f"  {name:<12}{value}, n = {found['n']}")
+    flips, test = report["flips"], report["mcnemar"]
+    print(f"flips       lost {len(flips['lost'])}, won {len(flips['won'])}, p = {test['p_value']:.2g}")
+    kl = report["divergence_nats"]
+    if kl["value"] is not None:
+        print(f"divergence  {kl['value']:.5f} nats ({kl['low']:.5f} to {kl['high']:.5f}), n = {kl['n']}")
+    for name, side in report["sides"].items():
+        p95 = side["latency_ms"]["p95"]["value"]
+        rate = "" if side["requests_per_s"] is None else f", {side['requests_per_s']:.1f} requests/s"
+        time = "p95 n too small" if p95 is None else f"p95 {p95:.1f} ms"
+        print(f"{name:<12}{side['accuracy']['value']:.4f}, {time}{rate}, {side['bytes'] / 1e6:.2f} MB")
+    print(f"report      {out / 'report.html'}")
+
+
+def _gate(args: argparse.Namespace) -> int:
+    _interruptible()
+    return _decide(args, args.model, args.candidate, args.out, None)
+
+
+def _ladder(args: argparse.Namespace) -> int:
+    from quantize.ladder import climb, parse_rungs, print_ladder
+
+    _interruptible()
+    result = climb(args, parse_rungs(args.rungs, args.target), _engine(args), _say(args))
+    if args.json:
+        print(json.dumps(result, indent=2))
+    else:
+        print_ladder(result, args.out)
+    return 0 if result["passed"] is not None else 1
+
+
+def _advise(args: argparse.Namespace) -> int:
+    from quantize.advise import advise, print_advice
+
+    found = advise(args)
+    if args.json:
+        print(json.dumps(found, indent=2))
+    else:
+        print_advice(found)
+    return 0 if found["choice"] is not None else 1
+
+
+def _schemes(args: argparse.Namespace) -> int:
+    from quantize.advise import print_schemes, scheme_table
+
+    rows = scheme_table(args.target)
+    if args.json:
+        print(json.dumps({"schemes": rows}, indent=2))
+    else:
+        print_schemes(rows)
+    return 0

@@ -1,0 +1,164 @@
+"""Serve one checkpoint with bare vLLM for as long as a block lasts: to prove that it loads, and for the gate.
+
+Both sides of a comparison get the same engine, the same arguments and the same machine, one after the other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from models.support.errors import CheckFailed
+
+READY_S = 900.0
+_KERNEL = re.compile(r"Using (\w+) for (\w+)")
+_LOADED = re.compile(r"Model loading took ([\d.]+) GiB")
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How both sides of a comparison are served.
+
+    Attributes:
+        max_model_len: context in tokens, None for the model's own.
+        kv_gib: KV cache on a CPU, GiB.
+        kv_dtype: `auto` (16 bits) or `fp8`.
+        arguments: more of vLLM's own command line.
+    """
+
+    max_model_len: int | None = 2048
+    kv_gib: int = 1
+    kv_dtype: str = "auto"
+    arguments: tuple[str, ...] = ()
+
+
+@dataclass
+class Served:
+    """A running engine.  `kernels`: layer kind -> kernel, as vLLM logged it; `weights_gib` likewise, where it does."""
+
+    url: str
+    name: str
+    pid: int
+    start_s: float
+    kernels: dict[str, str] = field(default_factory=dict)
+    weights_gib: float | None = None
+
+    def memory_bytes(self) -> int:
+        """Return the memory of the engine's processes: proportional set size, KV cache included."""
+        import psutil
+
+        total = 0
+        try:
+            processes = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return 0
+        for process in processes:
+            with suppress(psutil.Error):
+                total += process.memory_full_info().pss
+        return total
+
+
+def command(model: Path, name: str, port: int, settings: EngineSettings) -> list[str]:
+    """Return vLLM's command line.  `vllm serve` does not know its own name in the CPU package: the module is run."""
+    words = [sys.executable, "-W", "ignore", "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    words += ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port), "--max-logprobs", "20"]
+    words += ["--limit-mm-per-prompt", json.dumps({"image": 4, "video": 0}), "--kv-cache-dtype", settings.kv_dtype]
+    if settings.max_model_len is not None:
+        words += ["--max-model-len", str(settings.max_model_len)]
+    if not Path("/dev/nvidiactl").exists() and shutil.which(os.environ.get("CXX", "g++")) is None:
+        words.append("--enforce-eager")  # torch.compile on a CPU needs a C++ compiler
+    return [*words, *settings.arguments]
+
+
+def free_port() -> int:
+    """Return a port on loopback that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def served(model: Path, name: str, log: Path, settings: EngineSettings | None = None) -> Iterator[Served]:
+    """Serve `model` until the block ends; vLLM's log goes to `log`.
+
+    Raises:
+        CheckFailed: the engine did not start; the message has its own reason.
+    """
+    settings = settings or EngineSettings()
+    port = free_port()
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_gib),
+    }
+    log.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command(model, name, port, settings),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            wait_ready(process, port, log)
+            engine = Served(f"http://127.0.0.1:{port}/v1", name, process.pid, time.monotonic() - started)
+            text = log.read_text("utf-8", "replace")
+            engine.kernels = {layer: kernel for kernel, layer in _KERNEL.findall(text)}
+            loaded = _LOADED.search(text)
+            engine.weights_gib = float(loaded.group(1)) if loaded else None
+            yield engine
+        finally:
+            end(process)
+
+
+def wait_ready(process: subprocess.Popen[bytes], port: int, log: Path, timeout_s: float = READY_S) -> None:
+    """Wait until `/health` answers.  Raises CheckFailed with the engine's reason when it ends or takes too long."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise CheckFailed("vLLM did not start", field="engine", value=reason(log), fix=f"see {log}")
+        with (
+            suppress(OSError, urllib.error.URLError),
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as reply,
+        ):
+            if reply.status == 200:
+                return
+        time.sleep(0.25)
+    raise CheckFailed(f"vLLM is not ready after {timeout_s:g} s", field="engine", value=reason(log), fix=f"see {log}")
+
+
+def reason(log: Path) -> str:
+    """Return the engine's own reason in its log: the first real exception, or the last line."""
+    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
+    errors = [n for n in lines if re.search(r"\b[A-Z]\w*(Error|Exception): ", n)]
+    told = [line for line in errors if "Engine core init" not in line] or lines[-1:] or ["it said nothing"]
+    return re.sub(r"^.*?(?=\b[A-Z]\w*(Error|Exception): )", "", told[0])[:300]
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Stop the engine and its worker processes."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,143 @@
+"""`fovea quantize ladder`: schemes from the smallest checkpoint up, until one passes the gate.
+
+Every rung is a folder of its own.  A rung that was made, or decided, by an earlier call is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.support.errors import UsageError
+from models.support.files import write_json
+from quantize import artifact
+from quantize.engine import EngineSettings
+from quantize.gate import GateSettings, run_gate
+from quantize.hardware import find_machine, load_table
+from quantize.run import RunSettings, checkpoint_folder, quantize
+from quantize.schemes import SCHEMES, find_method, find_scheme
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One try: scheme, method, group (None for the largest that fits)."""
+
+    scheme: str
+    method: str
+    group: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Folder name: `w4a16-gptq`, `w4a16-gptq-32`."""
+        return f"{self.scheme}-{self.method}" + (f"-{self.group}" if self.group else "")
+
+
+def parse_rungs(text: str | None, target: str) -> list[Rung]:
+    """Return the rungs of `w4a16:gptq:32,w8a8`; by default those that compute well on the target, smallest first.
+
+    Raises:
+        UsageError: an unknown scheme or method, a group that is no number, or nothing computes well there.
+    """
+    if text is None:
+        machine, table = find_machine(target), load_table()
+        rungs = [Rung("w4a16", "gptq"), Rung("w4a16", "awq"), Rung("w4a16", "gptq", 32)]
+        rungs += [Rung(s.name, s.methods[0]) for s in SCHEMES.values() if s.name in ("w8a8", "fp8")]
+        good = [r for r in rungs if table.row(r.scheme, machine).verdict == "good"]
+        if not good:
+            raise UsageError("no scheme computes well there", field="target", value=target, fix="name --rungs")
+        return good
+    rungs = []
+    for part in text.split(","):
+        name, _, rest = part.strip().partition(":")
+        method, _, group = rest.partition(":")
+        scheme = find_scheme(name)
+        if group and not group.isdigit():
+            raise UsageError("the group must be a number", field="rungs", value=part, fix="w4a16:gptq:32")
+        rungs.append(Rung(scheme.name, find_method(scheme, method or None), int(group) if group else None))
+    return rungs
+
+
+def climb(args: argparse.Namespace, rungs: list[Rung], engine: EngineSettings, say: Say) -> dict[str, Any]:
+    """Make and gate each rung until one passes; write ladder.json after every rung; return it.
+
+    Raises:
+        UsageError, CheckFailed: as `quantize` and `run_gate`; what is done stays and is taken up again.
+    """
+    out: Path = args.out
+    parent_files = artifact.files_of(checkpoint_folder(args.model))
+    steps: list[dict[str, Any]] = []
+    passed = None
+    for rung in rungs:
+        folder = out / rung.name
+        say(f"rung {rung.name}")
+        if not (artifact.is_artifact(folder) and artifact.read_manifest(folder)["parent"]["files"] == parent_files):
+            quantize(
+                RunSettings(
+                    model=args.model,
+                    out=folder,
+                    scheme=rung.scheme,
+                    method=rung.method,
+                    group=rung.group,
+                    calibration=args.calibration,
+                    samples=args.samples,
+                    traffic=args.traffic,
+                    target=args.target,
+                    seed=args.seed,
+                    max_tokens=args.max_tokens,
+                    replace=folder.exists(),
+                    engine=engine,
+                ),
+                say,
+            )
+        report = run_gate(
+            GateSettings(
+                parent=args.model,
+                candidate=folder,
+                golden=args.golden,
+                out=out / f"{rung.name}-gate",
+                limit=args.limit,
+                seed=args.seed,
+                concurrency=args.concurrency,
+                thresholds=args.thresholds,
+                usd_per_hour=args.usd_per_hour,
+                engine=engine,
+                parent_out=out / "parent",
+            ),
+            say,
+        )
+        steps.append(
+            {
+                "rung": rung.name,
+                "folder": str(folder),
+                "report": str(out / f"{rung.name}-gate" / "report.html"),
+                "outcome": report["verdict"]["outcome"],
+                "sentence": report["verdict"]["sentence"],
+                "recovery": report["recovery"],
+                "size_ratio": report["figures"]["size_ratio"],
+            }
+        )
+        if report["verdict"]["outcome"] == "pass":
+            passed = rung.name
+        write_json(out / "ladder.json", {"kind": "quantization-ladder", "passed": passed, "steps": steps})
+        if passed is not None:
+            break
+    return {"kind": "quantization-ladder", "passed": passed, "steps": steps}
+
+
+def print_ladder(result: dict[str, Any], out: Path) -> None:
+    """Print a line per rung, and which one passed."""
+    for step in result["steps"]:
+        found = step["recovery"]
+        value = (
+            "no value"
+            if found["value"] is None
+            else f"{found['value']:.4f} ({found['low']:.4f} to {found['high']:.4f})"
+        )
+        print(f"{step['rung']:<18}{step['outcome']:<18}recovery {value}, {100 * step['size_ratio']:.0f} % of the size")
+    passed = result["passed"]
+    print(f"passed            {passed if passed else 'none'}: {out / passed if passed else 'keep the parent'}")

@@ -1,0 +1,434 @@
+"""Every value of the chart `helm/fovea`, as closed pydantic models: the source of its schema and of its README.
+
+The section `stack` is `serving.stack.Stack` itself, so the chart and `fovea serve` have one vocabulary.  `python -m
+scripts.chart` writes helm/fovea/values.schema.json and helm/fovea/README.md from here; a test keeps them in step.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.stack import Stack
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Text = Annotated[str, Field(min_length=1)]
+Labels = dict[str, str]
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
+
+
+class Closed(BaseModel):
+    """A part of the values: closed, so that a typo fails `helm install` with its name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class SecretKey(Closed):
+    """One key of a Secret that exists already (by hand, by External Secrets, ...)."""
+
+    name: str = Field("", description="Name of the Secret; empty: none.")
+    key: str = Field("token", description="Key in it.")
+
+
+class Image(Closed):
+    """The image of every container of the stack."""
+
+    repository: Text = Field("fovea", description="Name, with its registry.")
+    tag: str = Field("", description="Tag; the chart's appVersion with `-cpu` or `-gpu` if empty.")
+    digest: str = Field("", pattern=r"^(sha256:[0-9a-f]{64})?$", description="Digest; wins over the tag.")
+    pullPolicy: Literal["Always", "IfNotPresent", "Never"] = Field("IfNotPresent", description="Pull policy.")
+    pullSecrets: list[Text] = Field(default_factory=list, description="Secrets with registry logins.")
+
+
+class Resources(Closed):
+    """Requests and limits of a container."""
+
+    requests: dict[str, Quantity] = Field(default_factory=dict, description="What is reserved.")
+    limits: dict[str, Quantity] = Field(default_factory=dict, description="What it may not pass.")
+
+
+class Toleration(Closed):
+    """A Kubernetes toleration."""
+
+    key: str | None = Field(None, description="Taint's key.")
+    operator: Literal["Equal", "Exists"] | None = Field(None, description="How it is compared.")
+    value: str | None = Field(None, description="Taint's value.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(None, description="Taint's effect.")
+    tolerationSeconds: int | None = Field(None, ge=0, description="For how long, with NoExecute.")
+
+
+class Placed(Closed):
+    """Where pods run and what they get."""
+
+    resources: Resources = Field(description="Requests and limits of the Ray container.")
+    shmSize: Quantity = Field("1Gi", description="/dev/shm, where Ray keeps shared objects; counts as memory.")
+    nodeSelector: Labels = Field(default_factory=dict, description="Labels that the node must have.")
+    tolerations: list[Toleration] = Field(default_factory=list, description="Taints that are tolerated.")
+    priorityClassName: str = Field("", description="Existing PriorityClass.")
+
+
+class Head(Placed):
+    """The head pod: Ray's control plane and Serve's controller; no model runs there."""
+
+    resources: Resources = Field(
+        default_factory=lambda: Resources(
+            requests={"cpu": "1", "memory": "4Gi"}, limits={"cpu": "2", "memory": "4Gi"}
+        ),
+        description="Requests and limits of the Ray container.",
+    )
+
+
+class WorkerGroup(Placed):
+    """Alike pods that run the replicas of some models."""
+
+    name: str = Field(pattern=r"^[a-z]([a-z0-9-]{0,30}[a-z0-9])?$", description="Name of the group.")
+    models: list[Text] = Field(min_length=1, description="Models of the stack whose replicas run here.")
+    replicas: int = Field(1, ge=0, le=1000, description="Pods.")
+    minReplicas: int | None = Field(None, ge=0, le=1000, description="Fewest pods, with `nodeAutoscaling`.")
+    maxReplicas: int | None = Field(None, ge=1, le=1000, description="Most pods, with `nodeAutoscaling`.")
+    cpusForReplicas: int = Field(
+        2, ge=1, le=1024, description="Ray CPUs of one pod: each replica takes one, and so does the front."
+    )
+    gpus: int = Field(0, ge=0, le=16, description="GPUs of one pod.")
+    gpuType: str = Field(
+        "", description="A GPU of `fovea models fit` (L4, A10G, H100, ...): models are checked against its memory."
+    )
+    gpuMemoryGiB: float = Field(0, ge=0, description="Memory of one GPU, for a type that is not known; GiB.")
+    gpuResource: Text = Field("nvidia.com/gpu", description="Name of the Kubernetes resource.")
+    gpuProducts: list[Text] = Field(
+        default_factory=list,
+        description="Values of the node label `nvidia.com/gpu.product` that will do; pods go only there.",
+    )
+    spread: bool = Field(True, description="Spread the pods over nodes.")
+
+
+class NodeAutoscaling(Closed):
+    """Ray's autoscaler: pods of a group follow what the replicas ask for."""
+
+    enabled: bool = Field(False, description="Add and remove pods between minReplicas and maxReplicas of a group.")
+    idleTimeoutSeconds: int = Field(300, ge=30, description="A pod without replicas goes after so long.")
+    resources: Resources = Field(
+        default_factory=lambda: Resources(
+            requests={"cpu": "200m", "memory": "512Mi"}, limits={"cpu": "500m", "memory": "512Mi"}
+        ),
+        description="Requests and limits of the autoscaler's container.",
+    )
+
+
+class Proxy(Closed):
+    """HAProxy, in every pod that has replicas and in the head."""
+
+    maxConnections: int = Field(4096, ge=16, le=1_000_000, description="Connections at once, in each pod.")
+    bufferBytes: int = Field(
+        16384, ge=4096, le=64 * 2**20, description="One buffer; a connection has two. Headers must fit into one."
+    )
+    threads: int = Field(1, ge=1, le=64, description="Threads.")
+    memoryShare: float = Field(
+        0.25, gt=0, le=1, description="Most of a pod's memory that all buffers together may come to; more is refused."
+    )
+
+
+class Probes(Closed):
+    """When a pod counts as started, ready and alive."""
+
+    loadSeconds: int = Field(
+        600, ge=30, le=7200, description="How long a pod may take to its first ready replica: download, load, warm-up."
+    )
+    periodSeconds: int = Field(5, ge=1, le=300, description="Between two probes.")
+    failureThreshold: int = Field(3, ge=1, le=100, description="Failed probes until the pod is taken out.")
+
+
+class Upgrade(Closed):
+    """What a change that needs new pods does."""
+
+    strategy: Literal["NewCluster", "NewClusterWithIncrementalUpgrade", "None"] = Field(
+        "NewCluster",
+        description="NewCluster: a second cluster beside the first, traffic switches when it is ready. "
+        "NewClusterWithIncrementalUpgrade: the same in steps, through the Gateway API. None: keep the pods.",
+    )
+    gatewayClassName: str = Field("", description="GatewayClass, for the incremental upgrade.")
+    stepSizePercent: int = Field(10, ge=1, le=100, description="Traffic that moves in one step, %.")
+    intervalSeconds: int = Field(60, ge=1, description="Between two steps, seconds.")
+    maxSurgePercent: int = Field(100, ge=1, le=100, description="Size of the new cluster beyond the old one's, %.")
+    deletionDelaySeconds: int = Field(60, ge=0, description="The old cluster stays so long after the switch, seconds.")
+
+
+class GcsFaultTolerance(Closed):
+    """Ray's control plane in Redis or Valkey, so that replicas go on answering while the head is gone."""
+
+    enabled: bool = Field(False, description="Keep Ray's state outside the head pod.")
+    redisAddress: str = Field("", description="HOST:PORT of a Redis or Valkey without cluster mode.")
+    password: SecretKey = Field(
+        default_factory=lambda: SecretKey(key="password"), description="Its password, from a Secret."
+    )
+
+
+class Volume(Closed):
+    """A volume that outlives the pods."""
+
+    enabled: bool = Field(False, description="Use a PersistentVolumeClaim; otherwise it lives as long as its pod.")
+    existingClaim: str = Field("", description="Name of a claim that is there; otherwise the chart makes one.")
+    size: Quantity = Field("50Gi", description="Size.")
+    storageClass: str = Field("", description="StorageClass; the cluster's default if empty.")
+    accessMode: Literal["ReadWriteOnce", "ReadWriteMany", "ReadOnlyMany"] = Field(
+        "ReadWriteMany", description="ReadWriteMany when pods on several nodes use it."
+    )
+
+
+class Download(Closed):
+    """The job that puts hub models into the model cache before a replica starts."""
+
+    enabled: bool = Field(False, description="Download what the stack names by hub id; pods wait for it.")
+    tokenSecret: SecretKey = Field(default_factory=SecretKey, description="Hub token, from a Secret.")
+    endpoint: str = Field("", pattern=r"^(https?://.+)?$", description="Address of a hub mirror.")
+    resources: Resources = Field(
+        default_factory=lambda: Resources(requests={"cpu": "500m", "memory": "1Gi"}, limits={"cpu": "2", "memory": "2Gi"}),
+        description="Requests and limits.",
+    )
+
+
+class ModelCache(Volume):
+    """Where hub models are (HF_HOME)."""
+
+    download: Download = Field(default_factory=Download, description="Download job.")
+
+
+class SecretEnv(Closed):
+    """An environment variable of every Ray container, from a Secret."""
+
+    env: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Name of the variable.")
+    secret: Text = Field(description="Name of the Secret.")
+    key: Text = Field(description="Key in it.")
+
+
+class SecretMount(Closed):
+    """A Secret as files in every Ray container."""
+
+    secret: Text = Field(description="Name of the Secret.")
+    path: str = Field(pattern=r"^/[A-Za-z0-9._/-]+$", description="Folder.")
+
+
+class Ingress(Closed):
+    """An Ingress to the stack."""
+
+    enabled: bool = Field(False, description="Make an Ingress.")
+    className: str = Field("", description="IngressClass.")
+    host: str = Field("", description="Host name.")
+    tlsSecret: str = Field("", description="Secret with the certificate; without one the route is plain HTTP.")
+    controller: Literal["nginx", "other"] = Field(
+        "nginx", description="nginx: body size, timeouts and unbuffered streams are set by annotations."
+    )
+    annotations: Labels = Field(default_factory=dict, description="More annotations; they win.")
+    timeoutSeconds: int = Field(3600, ge=1, description="Longest answer, streams included.")
+
+
+class ParentRef(Closed):
+    """A Gateway."""
+
+    name: Text = Field(description="Name of the Gateway.")
+    namespace: str = Field("", description="Its namespace; the release's if empty.")
+    sectionName: str = Field("", description="Listener.")
+
+
+class Gateway(Closed):
+    """An HTTPRoute to the stack (Gateway API)."""
+
+    enabled: bool = Field(False, description="Make an HTTPRoute.")
+    parents: list[ParentRef] = Field(default_factory=list, description="Gateways to attach to.")
+    hostnames: list[Text] = Field(default_factory=list, description="Host names; all if empty.")
+    timeoutSeconds: int = Field(3600, ge=1, description="Longest answer, streams included.")
+
+
+class Peer(Closed):
+    """Who is let through a NetworkPolicy."""
+
+    namespaceSelector: dict[str, Any] | None = Field(None, description="LabelSelector of namespaces.")
+    podSelector: dict[str, Any] | None = Field(None, description="LabelSelector of pods.")
+    ipBlock: dict[str, Any] | None = Field(None, description="CIDR range.")
+
+
+class Network(Closed):
+    """NetworkPolicies: nothing in and nothing out but what is listed."""
+
+    enabled: bool = Field(True, description="Make the NetworkPolicies.")
+    clients: list[Peer] = Field(
+        default_factory=lambda: [Peer(podSelector={})],
+        description="Who may call the stack; by default the pods of the release's namespace.",
+    )
+    monitoring: list[Peer] = Field(default_factory=list, description="Who may scrape; Prometheus' namespace.")
+    operatorNamespace: Text = Field("kuberay-operator", description="Namespace of the KubeRay operator.")
+    egress: list[dict[str, Any]] = Field(
+        default_factory=list, description="More NetworkPolicy egress rules: stores, vendors, image hosts."
+    )
+
+
+class ServiceAccount(Closed):
+    """The pods' ServiceAccount; its token is mounted nowhere but where a container needs it."""
+
+    create: bool = Field(True, description="Make one.")
+    name: str = Field("", description="Its name; the release's if empty.")
+    annotations: Labels = Field(default_factory=dict, description="Annotations.")
+
+
+class Security(Closed):
+    """Who the containers run as."""
+
+    runAsUser: int = Field(1000, ge=1, description="User id; never root.")
+    fsGroup: int = Field(1000, ge=1, description="Group that owns the volumes.")
+
+
+class Disruption(Closed):
+    """PodDisruptionBudgets: a drained node takes replicas away one after another."""
+
+    enabled: bool = Field(True, description="Make one per worker group with several pods.")
+
+
+class PodMonitor(Closed):
+    """Prometheus scrapes the whole stack through the head pod."""
+
+    enabled: bool = Field(False, description="Make a PodMonitor (Prometheus operator).")
+    interval: str = Field("15s", pattern=r"^[1-9][0-9]*(s|m)$", description="Between two scrapes.")
+    labels: Labels = Field(default_factory=dict, description="Labels that the Prometheus selects by.")
+    keySecret: SecretKey = Field(
+        default_factory=lambda: SecretKey(key="key"), description="API key of role auditor, when the stack asks for keys."
+    )
+
+
+class Slo(Closed):
+    """What the alerts hold the stack to."""
+
+    availability: float = Field(0.995, ge=0.5, lt=1, description="Share of requests that are not answered with 5xx.")
+    p95Seconds: float = Field(2, gt=0, description="P95 of request latency, seconds.")
+    queuePerReplica: float = Field(8, gt=0, description="Waiting requests per replica that are too many.")
+    kvUsage: float = Field(0.9, gt=0, le=1, description="Share of the KV cache that is too much for long.")
+    accuracyDrop: float = Field(0.05, gt=0, lt=1, description="Drop of golden accuracy in a week, as a share.")
+    latencyJump: float = Field(0.5, gt=0, description="Rise of P95 against the day before, as a share.")
+    spendJump: float = Field(1.0, gt=0, description="Rise of dollars per hour against a week ago, as a share.")
+
+
+class Rules(Closed):
+    """Alert and recording rules."""
+
+    enabled: bool = Field(False, description="Make a PrometheusRule (Prometheus operator).")
+    labels: Labels = Field(default_factory=dict, description="Labels that the Prometheus selects by.")
+    runbooks: str = Field(
+        "docs/runbooks", min_length=1, description="Address of the folder with the runbooks, for the alerts' links."
+    )
+    slo: Slo = Field(default_factory=Slo, description="Thresholds.")
+
+
+class Dashboards(Closed):
+    """Grafana dashboards as ConfigMaps."""
+
+    enabled: bool = Field(False, description="Make the ConfigMaps.")
+    labels: Labels = Field(
+        default_factory=lambda: {"grafana_dashboard": "1"}, description="Labels that Grafana's sidecar selects by."
+    )
+    folder: str = Field("Fovea", description="Folder in Grafana.")
+
+
+class Observability(Closed):
+    """Metrics, alerts, dashboards."""
+
+    podMonitor: PodMonitor = Field(default_factory=PodMonitor, description="Scraping.")
+    rules: Rules = Field(default_factory=Rules, description="Rules.")
+    dashboards: Dashboards = Field(default_factory=Dashboards, description="Dashboards.")
+
+
+class JobCommon(Closed):
+    """What both kinds of jobs have."""
+
+    resources: Resources = Field(
+        default_factory=lambda: Resources(requests={"cpu": "500m", "memory": "1Gi"}, limits={"cpu": "2", "memory": "2Gi"}),
+        description="Requests and limits.",
+    )
+
+
+class Evaluation(JobCommon):
+    """A golden set, asked on a schedule; its accuracy goes to a Pushgateway, where the accuracy alerts look."""
+
+    enabled: bool = Field(False, description="Make the CronJob, and its alerts.")
+    schedule: Text = Field("17 3 * * *", description="Cron schedule, UTC.")
+    model: str = Field("", description="Model to ask; the first of the stack if empty.")
+    golden: Text = Field("easy-vqa", description="Golden set: a built-in one, or a path in a mounted volume.")
+    limit: int = Field(500, ge=20, description="Items to ask, drawn by a fixed seed.")
+    maxTokens: int = Field(16, ge=1, description="Longest answer, tokens.")
+    pushgateway: str = Field("", pattern=r"^(https?://.+)?$", description="Address of the Pushgateway.")
+    reports: Volume = Field(
+        default_factory=lambda: Volume(size="1Gi", accessMode="ReadWriteOnce"), description="Where reports stay."
+    )
+
+
+class LoadTestGate(JobCommon):
+    """A load test before and after each upgrade; the upgrade fails when the gate does."""
+
+    enabled: bool = Field(False, description="Make the hooks.")
+    model: str = Field("", description="Model to load; the first of the stack if empty.")
+    rate: float = Field(2, gt=0, description="Requests per second, open loop.")
+    durationSeconds: int = Field(60, ge=5, le=3600, description="Length of each load test.")
+    maxTokens: int = Field(16, ge=1, description="Longest answer, tokens.")
+    workload: Text = Field("easy-vqa", description="Workload of `fovea loadtest run`.")
+    waitSeconds: int = Field(1800, ge=10, description="How long the upgrade itself may take.")
+    limits: dict[str, dict[str, float | str]] = Field(
+        default_factory=lambda: {"latency_p95": {"max_increase": "25%"}, "accuracy": {"max_drop": 0.02}},
+        description="Limits of the gate (docs/loadtest.md).",
+    )
+    reports: Volume = Field(
+        default_factory=lambda: Volume(size="1Gi", accessMode="ReadWriteOnce"), description="Where reports stay."
+    )
+
+
+class Clients(Closed):
+    """What the chart's own clients (helm test, jobs) send."""
+
+    keySecret: SecretKey = Field(
+        default_factory=lambda: SecretKey(key="key"), description="API key of role caller, when the stack asks for keys."
+    )
+
+
+class Values(Closed):
+    """All values."""
+
+    global_: dict[str, Any] = Field(default_factory=dict, alias="global", description="Helm's own; not used.")
+    nameOverride: str = Field("", pattern=r"^([a-z]([a-z0-9-]{0,30}[a-z0-9])?)?$", description="Instead of `fovea`.")
+    fullnameOverride: str = Field(
+        "", pattern=r"^([a-z]([a-z0-9-]{0,30}[a-z0-9])?)?$", description="Instead of RELEASE-fovea."
+    )
+    image: Image = Field(default_factory=Image, description="Image.")
+    stack: Stack = Field(description="The stack file: what is served and how (docs/serving.md).")
+    head: Head = Field(default_factory=Head, description="Head pod.")
+    workerGroups: list[WorkerGroup] = Field(min_length=1, description="Pods that run the models.")
+    nodeAutoscaling: NodeAutoscaling = Field(default_factory=NodeAutoscaling, description="Ray's autoscaler.")
+    proxy: Proxy = Field(default_factory=Proxy, description="HAProxy.")
+    probes: Probes = Field(default_factory=Probes, description="Probes.")
+    preStopSeconds: int = Field(
+        10, ge=0, le=300, description="A pod waits so long before it stops, until nobody sends it requests any more."
+    )
+    upgrade: Upgrade = Field(default_factory=Upgrade, description="Upgrades.")
+    gcsFaultTolerance: GcsFaultTolerance = Field(
+        default_factory=GcsFaultTolerance, description="Ray's state outside the head."
+    )
+    offline: bool = Field(True, description="HF_HUB_OFFLINE: no pod but the download job asks the hub for anything.")
+    modelCache: ModelCache = Field(default_factory=ModelCache, description="Model cache.")
+    compileCache: Volume = Field(
+        default_factory=lambda: Volume(size="10Gi"), description="vLLM's and torch's compiled kernels."
+    )
+    secretEnv: list[SecretEnv] = Field(
+        default_factory=list,
+        description="Variables from Secrets. `$(NAME)` in a string of `stack` becomes the variable's value.",
+    )
+    secretMounts: list[SecretMount] = Field(default_factory=list, description="Secrets as files.")
+    ingress: Ingress = Field(default_factory=Ingress, description="Ingress.")
+    gateway: Gateway = Field(default_factory=Gateway, description="HTTPRoute.")
+    networkPolicy: Network = Field(default_factory=Network, description="NetworkPolicies.")
+    serviceAccount: ServiceAccount = Field(default_factory=ServiceAccount, description="ServiceAccount.")
+    security: Security = Field(default_factory=Security, description="Users and groups.")
+    podDisruptionBudget: Disruption = Field(default_factory=Disruption, description="PodDisruptionBudgets.")
+    podAnnotations: Labels = Field(
+        default_factory=dict, description="Annotations of every Ray pod; a change is a new cluster."
+    )
+    observability: Observability = Field(default_factory=Observability, description="Eyes.")
+    evaluation: Evaluation = Field(default_factory=Evaluation, description="Golden set on a schedule.")
+    loadTestGate: LoadTestGate = Field(default_factory=LoadTestGate, description="Load test around upgrades.")
+    clients: Clients = Field(default_factory=Clients, description="The chart's own clients.")

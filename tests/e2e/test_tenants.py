@@ -1,0 +1,170 @@
+"""Keys, tenants and their limits in front of the real engine: two replicas, unmodified vendor clients."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import httpx
+import openai
+import pytest
+import yaml
+
+from tests.e2e.conftest import ROOT, Running, model, served
+from tests.e2e.pictures import ask, draw, encode
+
+pytestmark = pytest.mark.e2e
+NAME = "fovea-qwen"
+TENANTS: list[dict[str, Any]] = [
+    {"name": "acme"},
+    {"name": "small", "limits": {"requests_per_minute": 5}},
+    {"name": "pictures", "limits": {"image_tokens_per_minute": 40}},
+    {"name": "poor", "limits": {"usd_per_month": "0.005"}},
+]
+
+
+@dataclass
+class House:
+    """The served stack and a key of every kind."""
+
+    running: Running
+    keys: dict[str, str]
+
+    def client(self, who: str) -> openai.OpenAI:
+        return openai.OpenAI(base_url=self.running.url, api_key=self.keys[who], max_retries=0, timeout=120)
+
+    def post(self, who: str, path: str = "/chat/completions", **body: Any) -> httpx.Response:
+        message = [{"role": "user", "content": "is there a circle?"}]
+        whole = {"model": NAME, "messages": message, "max_tokens": 4, "temperature": 0, **body}
+        headers = {"authorization": f"Bearer {self.keys[who]}"}
+        return httpx.post(self.running.url + path, json=whole, headers=headers, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    folder = tmp_path_factory.mktemp("tenants")
+    stack: dict[str, object] = {
+        "models": [model("qwen2_5_vl", replicas=2, engine_args={"tool_call_parser": "hermes"})],
+        "identify": {"keys": str(folder / "keys.db"), "tenants": TENANTS, "refresh_s": 0.2},
+        "admit": {"store": str(folder / "limits.db"), "queue_s": 0},
+        "money": {"usd_per_hour": "3.6", "capacity_rps": "1"},
+    }
+    file = folder / "stack.yaml"
+    file.write_text(yaml.safe_dump(stack))
+    keys = {}
+    for tenant, role in [(str(one["name"]), "caller") for one in TENANTS] + [("acme", "operator"), ("acme", "auditor")]:
+        command = [sys.executable, str(ROOT / "fovea.py"), "keys", "create", "--stack", str(file), "--json"]
+        done = subprocess.run([*command, "--tenant", tenant, "--role", role], capture_output=True, check=True)
+        keys[tenant if role == "caller" else role] = json.loads(done.stdout)["key"]
+    with served(stack, folder) as running:
+        yield House(running, keys)
+
+
+@pytest.mark.timeout(900)
+def test_vendor_clients_work_with_their_own_ways_to_send_a_key(house: House) -> None:
+    picture = encode(draw("circle", "red"))
+    answer = house.client("acme").chat.completions.create(
+        model=NAME, messages=ask("what color is the shape?", picture), max_tokens=8, temperature=0
+    )
+    assert answer.choices[0].message.content == "red"
+    stream = house.client("acme").chat.completions.create(
+        model=NAME, messages=ask("what color is the shape?", picture), max_tokens=8, temperature=0, stream=True
+    )
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "red"
+    claude = anthropic.Anthropic(base_url=house.running.base, api_key=house.keys["acme"], max_retries=0)
+    said = claude.messages.create(model=NAME, max_tokens=4, messages=[{"role": "user", "content": "is it red?"}])
+    assert said.content and said.usage.output_tokens
+    assert [entry.id for entry in house.client("acme").models.list()] == [NAME]
+
+
+def test_nobody_is_let_in_anywhere(house: House) -> None:
+    paths = ("/v1/models", "/metrics", "/docs", "/openapi.json", "/v1/chat/completions", "/tokenize", "/version", "/x")
+    for path in paths:
+        for headers in ({}, {"authorization": "Bearer none"}, {"x-api-key": "fovea_aaaaaaaaaaaa_" + "a" * 43}):
+            assert httpx.get(house.running.base + path, headers=headers).status_code == 401, path
+    assert httpx.get(f"{house.running.base}/health").status_code == 200
+    assert httpx.get(f"{house.running.base}/ready").status_code == 200
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=house.running.url, api_key="none", max_retries=0).models.list()
+    with pytest.raises(anthropic.AuthenticationError):
+        anthropic.Anthropic(base_url=house.running.base, api_key="none", max_retries=0).models.list()
+
+
+def test_roles(house: House) -> None:
+    def metrics(who: str) -> httpx.Response:
+        return httpx.get(f"{house.running.base}/metrics", headers={"authorization": f"Bearer {house.keys[who]}"})
+
+    assert metrics("acme").status_code == 403
+    assert metrics("operator").status_code == metrics("auditor").status_code == 200
+    assert house.post("auditor").status_code == 403 and house.post("operator").status_code == 200
+    assert not any(key[20:] in metrics("auditor").text for key in house.keys.values())
+
+
+def test_requests_per_minute_hold_over_two_replicas(house: House) -> None:
+    answers = [house.post("small") for _ in range(9)]
+    assert sorted(answer.status_code for answer in answers) == [200] * 5 + [429] * 4
+    last = answers[-1]
+    assert last.json()["error"]["code"] == last.headers["x-fovea-limit"] == "requests_per_minute"
+    assert int(last.headers["retry-after"]) >= 1 and last.headers["x-ratelimit-limit-requests"] == "5"
+    with pytest.raises(openai.RateLimitError):
+        house.client("small").chat.completions.create(model=NAME, messages=ask("?"), max_tokens=1)
+    assert house.post("acme").status_code == 200
+
+
+def test_image_tokens_by_the_models_own_rule(house: House) -> None:
+    first = house.post("pictures", messages=ask("?", encode(draw())))
+    assert first.status_code == 200
+    spent = 40 - int(first.headers["x-ratelimit-remaining-image-tokens"])
+    assert spent == 16  # 64 x 64 pixels by patches of 8, merged 2 x 2
+    assert house.post("pictures", messages=ask("?", encode(draw()))).status_code == 200
+    last = house.post("pictures", messages=ask("?", encode(draw())))
+    assert last.status_code == 429 and last.headers["x-fovea-limit"] == "image_tokens_per_minute"
+    assert house.post("pictures").status_code == 200  # text alone still goes in
+
+
+def test_a_budget_ends(house: House) -> None:
+    statuses = [house.post("poor").status_code for _ in range(7)]
+    assert statuses == [200] * 5 + [429] * 2
+    assert house.post("poor").json()["error"]["code"] == "usd_per_month"
+
+
+def test_a_revoked_key_ends_while_the_stack_runs(house: House, tmp_path: Path) -> None:
+    file = Path(house.running.process.args[3])  # type: ignore[index, arg-type]
+    command = [sys.executable, str(ROOT / "fovea.py"), "keys"]
+    made = subprocess.run(
+        [*command, "create", "--tenant", "acme", "--stack", str(file), "--json"], capture_output=True, check=True
+    )
+    key = json.loads(made.stdout)
+    house.keys["short"] = key["key"]
+    assert house.post("short").status_code in (200, 401)  # 401 until the replica has looked again, a second at most
+    until(lambda: house.post("short").status_code == 200)
+    subprocess.run([*command, "revoke", key["id"], "--stack", str(file)], capture_output=True, check=True)
+    until(lambda: house.post("short").status_code == 401)
+    assert house.post("short").json()["error"]["code"] == "key_revoked"
+
+
+def until(condition: Any) -> None:
+    """Wait for something to become true, at most 20 s."""
+    for _ in range(100):
+        if condition():
+            return
+        time.sleep(0.2)
+    pytest.fail("it did not become true")
+
+
+def test_no_key_is_in_any_log_or_title(house: House) -> None:
+    secrets = [key.rsplit("_", 1)[1].encode() for key in house.keys.values()]
+    titles = b"".join(path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists())
+    logs = b"".join(
+        path.read_bytes() for path in Path("/tmp").glob("fovea-*/session_latest/logs/**/*") if path.is_file()
+    )
+    assert logs and titles
+    assert not any(secret in titles + logs for secret in secrets)

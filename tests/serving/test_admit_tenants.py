@@ -1,0 +1,420 @@
+"""The layer quota: every limit by name, the vendors' headers, settling, the queue, two replicas, a store that dies."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from models.support.errors import UsageError
+from serving.errors import ApiError, StoreDown
+from serving.exchange import exchange_of
+from serving.facts import FACTS
+from serving.keys import make_key, open_keys
+from serving.layers import build_layers, layers_of, start_layers, stop_layers
+from serving.layers.quota import Quota, deadline_of
+from serving.runtime import free_port
+from serving.stack import Stack
+from tests.serving.asgi import JSON, Answer, call, scope_of
+from tests.serving.pictures import encode
+
+CHAT = "/v1/chat/completions"
+MONEY = {"usd_per_hour": "3.6", "capacity_rps": "1"}  # a tenth of a cent per answer
+
+
+@pytest.fixture(autouse=True)
+def facts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One token per 28 x 28 pixels."""
+    monkeypatch.setattr(FACTS, "image_tokens", lambda width, height: width * height // 784)
+    monkeypatch.setattr(FACTS, "degraded", {})
+    yield
+
+
+class Engine:
+    """Answers with a usage, at once or when told; or fails."""
+
+    def __init__(self) -> None:
+        self.usage = {"prompt_tokens": 6, "completion_tokens": 4}
+        self.asked: list[dict[str, Any]] = []
+        self.hold: asyncio.Event | None = None
+        self.error: Exception | None = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        exchange = exchange_of(scope)
+        body = exchange.json()
+        self.asked.append(body)
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.error is not None:
+            raise self.error
+        kind = b"text/event-stream" if body.get("stream") else b"application/json"
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]})
+        if body.get("stream"):
+            events = [{"choices": [{"delta": {"content": "hi"}}]}, {"choices": [], "usage": self.usage}]
+            for event in events:
+                piece = b"data: " + json.dumps(event).encode() + b"\n\n"
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+        else:
+            await send({"type": "http.response.body", "body": json.dumps({"usage": self.usage}).encode()})
+
+
+class House:
+    """One replica."""
+
+    def __init__(self, limits: dict[str, Any], **section: Any):
+        self.engine = Engine()
+        data: dict[str, Any] = {"models": [{"name": "quota-test", "source": "x"}], "money": MONEY}
+        data["admit"] = {"default": limits, "queue_s": 0, **section}
+        self.stack = Stack.model_validate(data)
+        self.app = build_layers(self.engine, self.stack, self.stack.models[0])
+        self.layer = next(layer for layer in layers_of(self.app) if isinstance(layer, Quota))
+
+    async def ask(self, *headers: tuple[bytes, bytes], path: str = CHAT, **body: Any) -> Answer:
+        answer = await call(self.app, scope_of("POST", path, JSON, *headers), {"max_tokens": 4, **body})
+        await asyncio.gather(*self.layer.tasks)
+        return answer
+
+    async def close(self) -> None:
+        await stop_layers(self.app)
+
+
+@pytest.fixture(params=["memory", "sqlite", "valkey"])
+def store(request: pytest.FixtureRequest, tmp_path: Any) -> str:
+    """`memory`, a file, a server."""
+    if request.param == "memory":
+        return "memory"
+    return str(tmp_path / "q.db") if request.param == "sqlite" else str(request.getfixturevalue("valkey_url"))
+
+
+def picture(width: int, height: int) -> dict[str, Any]:
+    uri = "data:image/png;base64," + base64.b64encode(encode(Image.new("RGB", (width, height)))).decode()
+    return {"type": "image_url", "image_url": {"url": uri}}
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something to become true."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+def refused(answer: Answer, limit: str) -> None:
+    """Check a 429."""
+    assert answer.status == 429, answer.body
+    assert answer.error["code"] == limit and answer.error["type"] == "rate_limit_error"
+    assert answer.header(b"x-fovea-limit") == limit.encode()
+    assert int(answer.header(b"retry-after") or 0) >= 1 and limit in answer.error["message"]
+
+
+async def test_requests_per_minute(store: str) -> None:
+    house = House({"requests_per_minute": 2}, store=store)
+    answers = [await house.ask() for _ in range(3)]
+    assert [answer.status for answer in answers] == [200, 200, 429]
+    refused(answers[2], "requests_per_minute")
+    assert [answer.header(b"x-ratelimit-limit-requests") for answer in answers] == [b"2"] * 3
+    assert [answer.header(b"x-ratelimit-remaining-requests") for answer in answers] == [b"1", b"0", b"0"]
+    assert answers[1].header(b"x-ratelimit-reset-requests") in (b"1m0s", b"60s", b"59s")
+    assert answers[0].header(b"x-ratelimit-limit-tokens") is None
+    assert len(house.engine.asked) == 2
+    await house.close()
+
+
+async def test_tokens_are_reserved_and_then_settled(store: str) -> None:
+    house = House({"tokens_per_minute": 1000}, store=store)
+    house.engine.usage = {"prompt_tokens": 100, "completion_tokens": 50}
+    first = await house.ask(max_tokens=500)
+    reserved = 1000 - int(first.header(b"x-ratelimit-remaining-tokens") or 0)
+    assert 500 < reserved < 520  # the answer's most, and the text by its length
+    second = await house.ask(max_tokens=500)
+    left = int(second.header(b"x-ratelimit-remaining-tokens") or 0)
+    assert 1000 - 150 - reserved - 2 <= left <= 1000 - 150 - reserved + 10  # the first one took 150 in the end
+    answer = await house.ask(max_tokens=900)
+    refused(answer, "tokens_per_minute")
+    await house.close()
+
+
+async def test_an_answer_longer_than_reserved_is_charged_too(store: str) -> None:
+    house = House({"tokens_per_minute": 1000}, store=store, reserve_tokens=10)
+    house.engine.usage = {"prompt_tokens": 5, "completion_tokens": 995}
+    assert (await house.ask(max_tokens=None)).status == 200
+    refused(await house.ask(max_tokens=100), "tokens_per_minute")
+    await house.close()
+
+
+async def test_image_tokens_by_the_size_in_the_header(store: str) -> None:
+    house = House({"image_tokens_per_minute": 100}, store=store)
+    content = [{"role": "user", "content": [picture(280, 140), {"type": "text", "text": "?"}]}]  # 50 tokens
+    answers = [await house.ask(messages=content) for _ in range(3)]
+    assert [answer.status for answer in answers] == [200, 200, 429]
+    assert answers[0].header(b"x-ratelimit-remaining-image-tokens") == b"50"
+    refused(answers[2], "image_tokens_per_minute")
+    assert (await house.ask(messages=[{"role": "user", "content": "no image"}])).status == 200
+    await house.close()
+
+
+async def test_base64_is_no_text(store: str) -> None:
+    house = House({"tokens_per_minute": 2000}, store=store)
+    noise = Image.effect_noise((700, 700), 100).convert("RGB")  # about half a megabyte; 625 tokens
+    uri = "data:image/png;base64," + base64.b64encode(encode(noise)).decode()
+    content = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": uri}}]}]
+    answer = await house.ask(messages=content)
+    assert answer.status == 200 and 1300 < int(answer.header(b"x-ratelimit-remaining-tokens") or 0) < 1375
+    await house.close()
+
+
+async def test_a_refusal_comes_before_any_pixel_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House({"image_tokens_per_minute": 100})
+    content = [{"role": "user", "content": [picture(280, 280)]}]
+    assert (await house.ask(messages=content)).status == 200
+
+    def never(*args: Any) -> None:
+        raise AssertionError("a pixel was decoded")
+
+    monkeypatch.setattr("serving.layers.screen.decode", never)
+    refused(await house.ask(messages=content), "image_tokens_per_minute")
+    await house.close()
+
+
+async def test_concurrent(store: str) -> None:
+    house = House({"concurrent": 2}, store=store)
+    house.engine.hold = asyncio.Event()
+    running = [asyncio.create_task(house.ask()) for _ in range(2)]
+    await until(lambda: len(house.engine.asked) >= 2)
+    refused(await asyncio.wait_for(call(house.app, scope_of("POST", CHAT, JSON), {}), 5), "concurrent")
+    house.engine.hold.set()
+    assert [answer.status for answer in await asyncio.gather(*running)] == [200, 200]
+    assert (await house.ask()).status == 200
+    await house.close()
+
+
+async def test_a_monthly_budget(store: str) -> None:
+    house = House({"usd_per_month": "0.0025"}, store=store)
+    assert [(await house.ask()).status for _ in range(3)] == [200, 200, 429]
+    answer = await house.ask()
+    refused(answer, "usd_per_month")
+    assert int(answer.header(b"retry-after") or 0) <= 31 * 86_400
+    assert (await house.ask(path="/tokenize")).status == 200  # costs nothing
+    await house.close()
+
+
+async def test_what_fails_is_given_back_but_counts_as_a_request(store: str) -> None:
+    house = House({"requests_per_minute": 5, "tokens_per_minute": 100, "usd_per_month": "0.0015"}, store=store)
+    house.engine.error = ApiError(400, "No.", kind="bad_field")
+    for _ in range(3):
+        assert (await house.ask(max_tokens=80)).status == 400
+    house.engine.error = None
+    answer = await house.ask(max_tokens=80)
+    assert answer.status == 200 and answer.header(b"x-ratelimit-remaining-requests") == b"1"
+    refused(await house.ask(max_tokens=1), "usd_per_month")
+    await house.close()
+
+
+async def test_a_recalled_answer_costs_a_request_and_no_more(store: str) -> None:
+    house = House({"tokens_per_minute": 100, "usd_per_month": "0.001"}, store=store)
+    inner = house.layer.app
+
+    async def recalling(scope: Any, receive: Any, send: Any) -> None:
+        exchange_of(scope).notes["recalled"] = True
+        await inner(scope, receive, send)
+
+    house.layer.app = recalling
+    for _ in range(3):
+        assert (await house.ask(max_tokens=80)).status == 200
+    await house.close()
+
+
+async def test_streams_are_settled_by_a_usage_that_the_client_does_not_see(store: str) -> None:
+    house = House({"tokens_per_minute": 1000}, store=store)
+    answer = await house.ask(stream=True, max_tokens=900)
+    assert answer.status == 200 and b"usage" not in answer.body and b"[DONE]" in answer.body
+    assert house.engine.asked[0]["stream_options"] == {"include_usage": True}
+    assert (await house.ask(stream=True, max_tokens=900)).status == 200
+    told = await house.ask(stream=True, max_tokens=10, stream_options={"include_usage": True})
+    assert b"usage" in told.body
+    await house.close()
+
+
+async def test_a_client_that_leaves_pays_what_was_reserved(store: str) -> None:
+    house = House({"tokens_per_minute": 100, "concurrent": 1}, store=store)
+    house.engine.hold = asyncio.Event()
+    task = asyncio.create_task(house.ask(max_tokens=90))
+    await until(lambda: bool(house.engine.asked))
+    exchange_marks_left(house)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.gather(*house.layer.tasks)
+    house.engine.hold = None
+    answer = await house.ask(max_tokens=50)  # refused by the tokens, not by a place that was never freed
+    refused(answer, "tokens_per_minute")
+    await house.close()
+
+
+def exchange_marks_left(house: House) -> None:
+    """Do what the chat endpoint does when its client leaves."""
+    settle = house.layer._settle
+
+    def left(ask: Any, exchange: Any, watch: Any, failed: bool) -> None:
+        settle(ask, exchange, watch, failed=False)
+
+    house.layer._settle = left  # type: ignore[method-assign]
+
+
+# the queue
+
+
+async def test_a_request_waits_for_its_turn_within_its_deadline(store: str) -> None:
+    house = House({"concurrent": 1}, store=store, queue_s=10)
+    house.engine.hold = asyncio.Event()
+    tasks = [asyncio.create_task(house.ask(number=0))]
+    await until(lambda: bool(house.engine.asked))
+    for number in (1, 2, 3):
+        tasks.append(asyncio.create_task(house.ask(number=number)))
+        await until(lambda number=number: house.layer.lines["default"].waiting == number)  # type: ignore[misc]
+    await asyncio.sleep(0.05)
+    assert len(house.engine.asked) == 1
+    house.engine.hold.set()
+    answers = await asyncio.gather(*tasks)
+    assert [answer.status for answer in answers] == [200] * 4
+    assert [body["number"] for body in house.engine.asked] == [0, 1, 2, 3]  # in the order of arrival
+    assert answers[0].header(b"x-fovea-queued-ms") is None
+    assert int(answers[3].header(b"x-fovea-queued-ms") or 0) >= 25
+    await house.close()
+
+
+async def test_a_full_queue_and_a_short_deadline_are_429s_at_once(store: str) -> None:
+    house = House({"concurrent": 1}, store=store, queue_s=10, queue=1)
+    house.engine.hold = asyncio.Event()
+    tasks = [asyncio.create_task(house.ask()) for _ in range(2)]
+    await until(lambda: bool(house.engine.asked and house.layer.lines["default"].waiting))
+    refused(await call(house.app, scope_of("POST", CHAT, JSON), {}), "concurrent")
+    house.engine.hold.set()
+    assert [answer.status for answer in await asyncio.gather(*tasks)] == [200, 200]
+    house.engine.hold = asyncio.Event()
+    task = asyncio.create_task(house.ask())
+    await until(lambda: len(house.engine.asked) >= 3)
+    hurried = scope_of("POST", CHAT, JSON, (b"x-fovea-deadline-ms", b"60"))
+    refused(await call(house.app, hurried, {}), "concurrent")
+    assert house.layer.lines["default"].waiting == 0
+    house.engine.hold.set()
+    assert (await task).status == 200
+    await house.close()
+
+
+async def test_nobody_waits_for_what_comes_too_late() -> None:
+    house = House({"requests_per_minute": 1}, queue_s=5)
+    assert (await house.ask()).status == 200
+    refused(await house.ask(), "requests_per_minute")  # a minute away: told at once
+    await house.close()
+
+
+def test_deadlines() -> None:
+    for given, expected in ((b"250", 0.25), (b"99999999999", 2.0), (b"-1", 2.0), (b"x", 2.0), (b"", 2.0)):
+        assert deadline_of(scope_of("POST", CHAT, (b"x-fovea-deadline-ms", given)), 2.0) == expected
+
+
+# tenants and replicas
+
+
+async def test_tenants_have_their_own_and_replicas_share_them(location: str, tmp_path: Any) -> None:
+    keys = str(tmp_path / "keys.db")
+    tenants: list[dict[str, Any]] = [
+        {"name": "small", "limits": {"requests_per_minute": 3}},
+        {"name": "usual"},
+        {"name": "free"},
+    ]
+    tenants[2]["limits"] = {}
+    data: dict[str, Any] = {"models": [{"name": "quota-test", "source": "x", "replicas": 2}]}
+    data |= {"identify": {"keys": keys, "tenants": tenants}}
+    data |= {"admit": {"default": {"requests_per_minute": 5}, "store": location, "queue_s": 0}}
+    stack = Stack.model_validate(data)
+    holder, bearer = open_keys(keys), {}
+    for tenant in ("small", "usual", "free"):
+        text, key = make_key(tenant)
+        await holder.put(key)
+        bearer[tenant] = (b"authorization", f"Bearer {text}".encode())
+    replicas = [build_layers(Engine(), stack, stack.models[0]) for _ in range(2)]
+    for replica in replicas:
+        await start_layers(replica)
+    passed = {}
+    for tenant, header in bearer.items():
+        answers = [await call(replicas[n % 2], scope_of("POST", CHAT, JSON, header), {}) for n in range(10)]
+        passed[tenant] = sum(answer.status == 200 for answer in answers)
+    assert passed == {"small": 3, "usual": 5, "free": 10}
+    for replica in replicas:
+        await stop_layers(replica)
+
+
+# a store that is not there
+
+
+async def test_a_replica_without_its_store_does_not_start_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"valkey://127.0.0.1:{free_port()}/0"
+    house = House({"requests_per_minute": 1}, store=url)
+    with pytest.raises(UsageError) as caught:
+        await start_layers(house.app)
+    assert caught.value.field == "admit.store" and caught.value.fix
+    answer = await house.ask()
+    assert answer.status == 503 and answer.error["code"] == "limits_unavailable" and answer.header(b"retry-after")
+    relaxed = House({"requests_per_minute": 1}, store=url, on_failure="open")
+    await start_layers(relaxed.app)
+    assert [(await relaxed.ask()).status for _ in range(3)] == [200] * 3
+    assert "limits are not counted" in FACTS.degraded["admit"]
+    await house.close()
+    await relaxed.close()
+
+
+async def test_a_store_that_comes_back_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House({"requests_per_minute": 2}, on_failure="open")
+    take = house.layer.store.take
+
+    async def down(ask: Any) -> Any:
+        raise StoreDown("gone")
+
+    monkeypatch.setattr(house.layer.store, "take", down)
+    assert [(await house.ask()).status for _ in range(4)] == [200] * 4 and FACTS.degraded
+    monkeypatch.setattr(house.layer.store, "take", take)
+    house.layer.closed_until = 0.0
+    assert [(await house.ask()).status for _ in range(3)] == [200, 200, 429] and not FACTS.degraded
+    await house.close()
+
+
+# the stack file
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"admit": {"default": {"requests_per_minute": 0}}}, "greater than or equal to 1"),
+        ({"admit": {"default": {"concurrent": 0}}}, "greater than or equal to 1"),
+        ({"admit": {"default": {"usd_per_month": "0"}}}, "greater than 0"),
+        ({"admit": {"default": {"usd_per_month": "5"}}}, "needs the section `money`"),
+        ({"admit": {"default": {"image_tokens_per_minute": 5}}, "media": None}, "needs the section `media`"),
+        ({"admit": {"store": "memory"}, "models": [{"name": "m", "source": "x", "replicas": 2}]}, "counts in one"),
+    ],
+)
+def test_wrong_sections(more: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Stack.model_validate({"models": [{"name": "m", "source": "x"}], **more})
+
+
+def test_the_price_of_a_request_is_exact() -> None:
+    house = House({"usd_per_month": "0.01"})
+    assert Decimal(house.layer.nano) == Decimal(10) ** 6
+
+
+async def test_without_limits_or_for_a_probe_nothing_is_counted() -> None:
+    house = House({"requests_per_minute": 1})
+    probe = scope_of("POST", CHAT, JSON, **{"fovea.canary": True})
+    assert [(await call(house.app, probe, {})).status for _ in range(3)] == [200] * 3
+    assert [(await call(house.app, scope_of("GET", "/v1/models"))).status for _ in range(3)] == [
+        400
+    ] * 3  # the engine of these tests reads a body
+    await house.close()
