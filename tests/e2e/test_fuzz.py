@@ -198,6 +198,38 @@ def test_any_body_on_any_route(qwen: Running, body: bytes) -> None:
         assert answer.status_code < 500, (path, answer.text[:300])
 
 
+ROUTES: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": "hello", "max_tokens": 1},
+    "/v1/responses": {"input": "hello", "max_output_tokens": 1},
+    "/v1/messages": {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 1},
+    "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "hello"}]},
+    "/v1/chat/completions/batch": {"messages": [[{"role": "user", "content": "hello"}]], "max_tokens": 1},
+    "/tokenize": {"prompt": "hello"},
+    "/detokenize": {"tokens": [1, 2]},
+}
+ODD: list[Any] = [
+    None, "", [], {}, 0, -1, [None], [[]], [{}], "x", [1, 2], [-1], [2**40], 1e308, True, [{"role": "user"}],
+    [{"role": "user", "content": None}], [{"role": "user", "content": [None]}], [{"role": "user", "content": [{}]}],
+    [{"role": "user", "content": [{"type": "text"}]}], [{"role": "x", "content": "x"}], [{"type": "message"}],
+    [{"role": "assistant", "content": [{"type": "tool_use", "id": 1}]}], [{"type": "function_call_output"}],
+    [{"role": "user", "content": [{"type": "image", "source": {"type": "base64", "data": "x"}}]}],
+    [{"role": "user", "content": [{"type": "input_image"}]}], [{"role": "user", "content": [{"type": "image_url"}]}],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_odd_shapes_on_the_other_routes(qwen: Running, path: str) -> None:
+    """Each field of each route, and a few that the route may know, gets what a broken client might send."""
+    failed = []
+    for field in {*ROUTES[path], "messages", "tools", "stop", "metadata", "system", "text", "model", "stream"}:
+        for value in ODD:
+            body = {"model": "fovea-qwen", **ROUTES[path], field: value}
+            answer = httpx.post(f"{qwen.base}{path}", json=body, timeout=60)
+            if answer.status_code >= 500:
+                failed.append((field, value, answer.status_code, answer.text[:200]))
+    assert not failed, failed[:5]
+
+
 @pytest.mark.parametrize(
     "text",
     [
