@@ -91,7 +91,7 @@ def test_an_interruption_ends_the_job(tmp_path: Path) -> None:
 
 
 def test_the_job_ends_when_whoever_asked_is_gone() -> None:
-    code = "import time; from quantize.job import end_with_parent\nend_with_parent(); print('up', flush=True); time.sleep(60)"
+    code = "import time; from quantize.job import end_with_parent as f; f(); print('up', flush=True); time.sleep(60)"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True
     )
