@@ -4,7 +4,7 @@
 .DELETE_ON_ERROR:
 PY := .venv/bin/python
 
-.PHONY: help setup setup-quantize demo test lint bench bench-loadtest lock clean distclean
+.PHONY: help setup setup-quantize demo test lint bench bench-loadtest bench-quantize lock clean distclean
 
 help: ## list the targets (the default)
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \t\2/p' Makefile | expand -t 24
@@ -31,6 +31,9 @@ bench: setup ## the stack against bare vLLM, same load, in one run
 
 bench-loadtest: setup ## the load generator against a fixed answer
 	@$(PY) -m loadtest.bench $(ARGS)
+
+bench-quantize: setup setup-quantize ## each quantization scheme: size, decode speed, accuracy through the gate
+	@$(PY) -m quantize.bench $(ARGS)
 
 lock: setup ## write requirements/*.lock from pyproject.toml (UPGRADE=1: newest versions)
 	@$(PY) -m scripts.lock $(if $(UPGRADE),--upgrade)

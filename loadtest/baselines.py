@@ -105,7 +105,9 @@ def measured_baseline(data: Mapping[str, Any], path: str, book: PriceBook) -> Ba
     Raises:
         UsageError: the report has no price.
     """
-    right = data["accuracy"]
+    # items that a spend limit left unasked say nothing about the model
+    stopped = data["kind"] == "evaluation" and data.get("run", {}).get("stopped")
+    right = data["accuracy_answered" if stopped else "accuracy"]
     share = Decimal(repr(right["value"])) if right["value"] else None
     if data["kind"] == "evaluation":
         if not data.get("cost"):

@@ -58,7 +58,17 @@ class Step:
             "requests": data["requests"],
             "throughput_rps": data["throughput_rps"],
             "latency_ms": {k: data["latency_ms"][k] for k in ("p50", "p95", "p99")},
-            "terms": [{"term": t.text, **f.to_dict()} for t, f in zip(terms, self.figures, strict=True)],
+            "terms": [
+                {
+                    "term": t.text,
+                    "metric": t.metric,
+                    "q": t.q,
+                    "limit": t.limit,
+                    "unit": "share" if t.q is None else "ms",
+                    **f.to_dict(),
+                }
+                for t, f in zip(terms, self.figures, strict=True)
+            ],
         }
 
 

@@ -246,7 +246,8 @@ def _short(value: float) -> float:
 
 def _about(report: Report) -> dict[str, Any]:
     data = report.data
-    keys = ("command", "started", "seed", "target", "load", "requests", "errors", "valid", "partial", "latency_ms")
+    about = ("command", "started", "seed", "target", "load", "versions", "hardware")
+    keys = (*about, "requests", "errors", "valid", "partial", "latency_ms")
     return {**{k: data[k] for k in keys}, "curves": data["curves"], "timeline": data["timeline"]}
 
 

@@ -47,6 +47,8 @@ class TrafficClass(_Strict):
     arrival_options: dict[str, float] = Field(default_factory=dict)
     trace: str | None = Field(default=None, description="open loop: replay this file's arrival times")
     trace_scale: float = Field(default=1.0, gt=0, description="speed of the replay: 2 is twice as fast")
+    begin_s: float = Field(default=0.0, ge=0, description="open loop: second of the run at which this traffic begins")
+    end_s: float | None = Field(default=None, gt=0, description="open loop: second of the run at which it ends")
     concurrency: int | None = Field(default=None, ge=1, description="closed loop: number of users")
     think_s: float = Field(default=0.0, ge=0, description="closed loop: mean pause of a user (exponential), in seconds")
     max_tokens: int | None = Field(default=None, ge=1)
@@ -59,6 +61,10 @@ class TrafficClass(_Strict):
         given = [n for n in ("rate", "concurrency", "trace") if getattr(self, n) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of rate, concurrency and trace (got {', '.join(given) or 'none'})")
+        if self.concurrency is not None and (self.begin_s or self.end_s is not None):
+            raise ValueError("begin_s and end_s go with rate and trace")
+        if self.end_s is not None and self.end_s <= self.begin_s:
+            raise ValueError("end_s must be after begin_s")
         if self.think_s and self.concurrency is None:
             raise ValueError("think_s goes with concurrency")
         return self

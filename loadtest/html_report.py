@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from loadtest.money_page import add_cost
@@ -24,9 +25,17 @@ from loadtest.text_report import (
     percent,
     time_rows,
 )
-from models.support.html import Axis, Page, Series, bars, details, line, table
+from models.support.html import Axis, Page, Series, bars, details, line, scatter, table
 
 NINES = [(0.0, "0 %"), (0.30103, "50 %"), (1.0, "90 %"), (2.0, "99 %"), (3.0, "99.9 %"), (4.0, "99.99 %")]
+
+
+def figures_table(head: Sequence[str], rows: Sequence[Sequence[object]], text_columns: Sequence[int] = (0,)) -> str:
+    """Return a table whose figures stay in one line each: a narrow screen scrolls sideways instead of breaking them."""
+    kept = [
+        [cell if i in text_columns else str(cell).replace(" ", "\u00a0") for i, cell in enumerate(row)] for row in rows
+    ]
+    return table(head, kept, text_columns)
 
 
 def render(data: dict[str, Any]) -> str:
@@ -42,11 +51,12 @@ def render(data: dict[str, Any]) -> str:
         "Latency",
         "From the moment a request should have been sent to the last byte of its reply, in ms (95 % interval).",
     )
-    page.add(table(["", *(label for _, label in PERCENTS)], time_rows(data)))
+    page.add(figures_table(["", *(label for _, label in PERCENTS)], time_rows(data)))
     if has_starred(data):
         page.text(STAR, note=True)
     page.add(over_time(data), rates_over_time(data))
     page.add(distribution({"end to end": data["curves"]["latency"], "first token": data["curves"]["ttft"]}), tail(data))
+    page.add(against_load(data))
     _money(page, data)
     if data["accuracy"]["n"]:
         page.section(
@@ -144,6 +154,14 @@ def rates_over_time(data: dict[str, Any]) -> str:
     )
 
 
+def against_load(data: dict[str, Any]) -> str:
+    """Return the plot of latency against throughput, a point for each slice of the run."""
+    done = _column(data, "done_rps")
+    series = [Series("P50", done, _column(data, "p50_ms")), Series("P99", done, _column(data, "p99_ms"))]
+    x, y = Axis("answered, requests/s", lowest=0.0), Axis("ms", log=True)
+    return scatter(series, title="Latency against throughput", x=x, y=y, note="A point for each hundredth of the run.")
+
+
 def distribution(curves: dict[str, list[list[float]]], title: str = "Distribution") -> str:
     """Return the plot of cumulative distributions."""
     series = [Series(n, [v for _, v in c], [100 * q for q, _ in c]) for n, c in curves.items() if c]
@@ -204,7 +222,7 @@ def _class(page: Page, name: str, one: dict[str, Any]) -> None:
     goodput = one.get("goodput")
     met = f", {percent(goodput['share']['value'])} within its SLO" if goodput else ""
     page.section(f"Class {name}", f"{one['requests']:,} requests, {one['errors']:,} errors{met}")
-    page.add(table(["ms", *(label for _, label in PERCENTS)], time_rows(one)))
+    page.add(figures_table(["ms", *(label for _, label in PERCENTS)], time_rows(one)))
 
 
 def _server(page: Page, data: dict[str, Any]) -> None:

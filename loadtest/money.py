@@ -13,11 +13,12 @@ from typing import Any
 
 from loadtest.baselines import Baseline, labelled_baselines
 from loadtest.money_inputs import from_report, one_machine
-from models.baselines import uncounted
+from models.baselines import rule_of, uncounted
 from models.cost.compare import break_even, payback_months, tornado
 from models.cost.forecast import FlatServing, Forecast, SelfHosted
 from models.cost.ledger import cents, usd_per_request
 from models.cost.path import PathCost, path_cost
+from models.cost.usage import image_tokens_per_query
 from models.machines import MachineBook
 from models.prices import PriceBook, load_prices
 from models.support.errors import UsageError
@@ -82,6 +83,7 @@ def cost_part(
         "sentence": _sentence(forecast, bill, rows, drawn, scored=scored, model=data["target"]["model"]),
         "assumptions": [vars(note) for note in notes],
         "cost": bill.as_dict(),
+        "image_tokens": own_image_tokens(data["target"]["model"], forecast),
         "usd_per_right_answer": {
             "value": f"{bill.usd_per_success:f}",
             "low": min(low_high, key=Decimal),
@@ -99,6 +101,16 @@ def cost_part(
         ],
     }
     return part
+
+
+def own_image_tokens(model: str, forecast: Forecast) -> str | None:
+    """Return the image tokens of a mean query at the served model, as text; None when no rule is known by its name."""
+    if rule_of(model) is None:
+        return None
+    try:
+        return f"{image_tokens_per_query(model, forecast.usage):.6g} ({rule_of(model)})"
+    except UsageError:  # a size that its rule refuses
+        return None
 
 
 def cost_or_why(data: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from loadtest.money import usd
@@ -11,7 +11,16 @@ from loadtest.text_report import columns
 from models.cost.plots import ranking, tornado_plot, waterfall
 from models.support.html import Axis, Page, Series, details, line, table
 
-HEAD = ("", "$ a month", "$/query", "$/right answer", "break-even, queries a month", "payback, months", "how")
+HEAD = (
+    "", "image tokens a query", "$/query", "$/right answer", "$ a month", "break-even, queries a month",
+    "payback, months", "how", "price since", "source, and when it was read",
+)  # fmt: skip
+TEXT = (0, 1, 7, 8, 9)
+# What the terminal shows of the book beside every measured baseline: four models of each vendor, large and small
+SHOWN = (
+    "gpt-4o", "gpt-4o-mini", "gpt-4.1", "gpt-5", "gemini-2.5-pro", "gemini-2.5-flash", "gemini-3.1-pro",
+    "gemini-3.8-flash", "claude-opus-5-5", "claude-sonnet-5-5", "claude-haiku-4-5", "claude-haiku-5-5",
+)  # fmt: skip
 LABELS = {"one_time_usd": "one-time costs"}
 
 
@@ -20,38 +29,50 @@ def dollars(value: float) -> str:
     return usd(f"{value:.12g}")
 
 
-def rows_of(part: Mapping[str, Any]) -> list[list[str]]:
-    """Return the table: the own machines first, then every baseline, cheapest month first."""
+def rows_of(part: Mapping[str, Any], models: Collection[str] | None = None) -> tuple[list[str], list[list[str]]]:
+    """Return (head, rows) of the table: the own machines first, then every baseline, cheapest month first.
+
+    Args:
+        models: only these models of the price book (and everything that was measured); None: all.
+    """
     cost, right = part["cost"], part["usd_per_right_answer"]
-    between = f"{usd(right['value'])} ({usd(right['low'])} to {usd(right['high'])})"
     own = [
         part["model"],
-        usd(cost["usd_per_month"]),
+        part["image_tokens"] or "",
         usd(cost["usd_per_query"]),
-        between,
-        "",
-        "",
-        "see the assumptions",
+        f"{usd(right['value'])} ({usd(right['low'])} to {usd(right['high'])})",
+        usd(cost["usd_per_month"]),
+        *("", "", "own machines: see the assumptions", "", ""),
     ]
     once = bool(part["one_time_usd"])
-    return [own, *(_row(row, once) for row in part["baselines"])]
+    wanted = [r for r in part["baselines"] if models is None or r["measured"] or r["model"] in models]
+    rows = [own, *(_row(row, once) for row in wanted)]
+    kept = [i for i in range(len(HEAD)) if any(row[i] for row in rows)]
+    return [HEAD[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def text_columns(head: Sequence[str]) -> list[int]:
+    """Return the columns of `rows_of` that are aligned left."""
+    return [i for i, name in enumerate(head) if HEAD.index(name) in TEXT]
 
 
 def _row(row: Mapping[str, Any], once: bool) -> list[str]:
     right = row["usd_per_right_answer"]
     query = row["usd_per_query_whole_path"]
     even = row["break_even_queries"]
-    dated = f", {row['effective_from']}" if row["effective_from"] else ""
-    old = ", source read over 90 days ago" if row["stale"] else ""
+    read = f", read {row['read']}{', over 90 days ago' if row['stale'] else ''}" if row["read"] else ""
     n = f", n = {row['n']:,}" if row["n"] else ""
     return [
         f"{row['vendor']} {row['model']}",
-        usd(row["usd_per_month"]),
+        f"{row['image_tokens']} ({row['image_rule']})" if row["image_rule"] else row["image_tokens"] or "",
         usd(query),
         usd(right) if right else f"at least {usd(query)}",
+        usd(row["usd_per_month"]),
         f"{even:,}" if even else "never",
-        (row["payback_months"] or "never") if once else "–",
-        row["label"] + n + dated + old,
+        (row["payback_months"] or "never") if once else "",
+        row["label"] + n,
+        row["effective_from"],
+        row["source"] + read,
     ]
 
 
@@ -65,7 +86,10 @@ def add_cost(page: Page, part: Mapping[str, Any], *, headline: bool = True) -> N
     fall = waterfall(parts, title="Dollars a month, by part", show=dollars, total="a month")
     page.add(fall, curve(part))
     page.add(_tornado(part), _right(part))
-    page.add(table(HEAD, rows_of(part), (0, 6)))
+    head, rows = rows_of(part)
+    page.add(table(head, rows, text_columns(head)))
+    if part["left_out"]:
+        page.text(f"No image-token rule is known for {', '.join(part['left_out'])}: left out.", note=True)
     page.text(
         "$/right answer of a priced model is a lower bound: what it costs if every one of its answers is right. "
         "A month at a vendor keeps the rest of the path (stages, review, failures) and drops own machines and monthly "
@@ -156,15 +180,22 @@ def assumed(part: Mapping[str, Any]) -> str:
 
 
 def terminal(part: Mapping[str, Any], most: int = 12) -> str:
-    """Return the cost part for a terminal."""
+    """Return the cost part for a terminal: what was measured, and `most` models of the price book at the most."""
     lines = [part["sentence"], ""]
     bill = [[p["name"], usd(p["usd_per_month"]), p["how"]] for p in part["cost"]["parts"]]
     bill.append(["total", usd(part["cost"]["usd_per_month"]), ""])
     width = max(len(row[0]) for row in bill)
     lines += [f"{name.ljust(width)}  {amount.rjust(14)}  {how}" for name, amount, how in bill]
-    lines += ["", columns(HEAD, rows_of(part)[: most + 1])]
-    if len(part["baselines"]) > most:
-        lines.append(f"({len(part['baselines']) - most} dearer models: see --json or the page)")
+    drawn = list(part["curve"]["vendors_usd"])
+    priced = [row["model"] for row in part["baselines"] if not row["measured"]]
+    first = [m for m in priced if any(name.endswith(f" {m}") for name in drawn)]
+    chosen = list(dict.fromkeys([*first, *(m for m in SHOWN if m in priced), *priced]))[:most]
+    head, rows = rows_of(part, chosen)
+    lines += ["", columns(head, rows)]
+    if len(priced) > len(chosen):
+        lines.append(f"({len(priced) - len(chosen)} more models of the price book: see --json or the page)")
+    if part["left_out"]:
+        lines.append(f"(no image-token rule is known for {', '.join(part['left_out'])}: left out)")
     lines += ["", "assumptions:"]
     lines += [f"  {a['name']}: {a['value']}  [{a['source']}]" for a in part["assumptions"]]
     return "\n".join(lines)

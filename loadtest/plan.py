@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -50,12 +51,14 @@ def schedule(config: RunConfig, number: int) -> NDArray[np.float64]:
     if traffic.trace is not None:
         from loadtest.traces import read_trace
 
-        times = read_trace(traffic.trace).times / traffic.trace_scale
-        return times if config.duration_s is None else times[times < whole_run(config)]
+        times = read_trace(traffic.trace).times / traffic.trace_scale + traffic.begin_s
+        end = min(traffic.end_s or math.inf, math.inf if config.duration_s is None else whole_run(config))
+        return times[times < end]
     assert traffic.rate is not None
     name, options = traffic.arrival, traffic.arrival_options
     if config.duration_s is not None:
-        return make_times(name, traffic.rate, whole_run(config), rng, **options)
+        length = min(traffic.end_s or math.inf, whole_run(config)) - traffic.begin_s
+        return make_times(name, traffic.rate, length, rng, **options) + traffic.begin_s
     assert config.requests is not None
     wanted = config.requests / traffic.rate
     if name not in STATIONARY:

@@ -21,6 +21,7 @@ import numpy as np
 from loadtest.client import Kind
 from loadtest.config import RunConfig, make_config
 from loadtest.faultproxy import Fault, FaultProxy
+from loadtest.measure import timeline
 from loadtest.run import run_load
 from models.support.errors import UsageError
 
@@ -57,13 +58,19 @@ class Setting:
 
 @dataclass
 class Verdict:
-    """What a drill showed: `passed`, `failed` or `skipped`, and why."""
+    """What a drill showed: `passed`, `failed` or `skipped`, and why.
+
+    `timeline` is the steady traffic over the drill (`loadtest.measure.timeline`), `marks` when the fault began and
+    ended, in seconds.
+    """
 
     name: str
     expectation: str
     verdict: str
     evidence: list[str] = field(default_factory=list)
     numbers: dict[str, Any] = field(default_factory=dict)
+    timeline: list[dict[str, float | None]] = field(default_factory=list)
+    marks: tuple[float, float] = (0.0, 0.0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the verdict, JSON-ready."""
@@ -93,10 +100,27 @@ class Parts:
     """The steady records of a drill, by part."""
 
     def __init__(self, records: Records, part_s: float):
-        steady = records[(records["cls"] == 0) & (records["kind"] != Kind.UNFINISHED)]
+        self.part_s = part_s
+        self.steady = records[(records["cls"] == 0) & (records["kind"] != Kind.UNFINISHED)]
         edges = (0.0, part_s, 2 * part_s, 3 * part_s)
-        inside = [(steady["intended"] >= a) & (steady["intended"] < b) for a, b in pairwise(edges)]
-        self.before, self.during, self.after = (steady[i] for i in inside)
+        inside = [(self.steady["intended"] >= a) & (self.steady["intended"] < b) for a, b in pairwise(edges)]
+        self.before, self.during, self.after = (self.steady[i] for i in inside)
+        # What had piled up during the fault takes a while to be worked off.
+        self.settled = self.after[self.after["intended"] >= 2.5 * part_s]
+
+    def verdict(self, drill: Drill, check: Check, **numbers: Any) -> Verdict:
+        """Return the verdict of a drill with what these parts show."""
+        word = "passed" if check.good else "failed"
+        over_time = timeline(self.steady, (0.0, 3 * self.part_s))
+        return Verdict(
+            drill.name,
+            drill.expectation,
+            word,
+            check.evidence,
+            {**self.numbers(), **numbers},
+            over_time,
+            (self.part_s, 2 * self.part_s),
+        )
 
     def numbers(self) -> dict[str, Any]:
         """Return requests, errors and P50 of each part."""
@@ -135,7 +159,7 @@ class Check:
             allowed = setting.tolerate * len(part)
             count = failed(part)
             self.that(len(part) > 0 and count <= allowed, f"{name}: {count} of {len(part)} steady requests failed")
-        self.same_speed(parts.before, parts.after, "after", setting)
+        self.same_speed(parts.before, parts.settled, "after, second half", setting)
 
     def same_speed(self, base: Records, part: Records, name: str, setting: Setting) -> None:
         """Check that a part is about as fast as the one before the fault."""
@@ -181,7 +205,7 @@ def run_steady(setting: Setting, url: str, *more: dict[str, Any], at: Callable[[
 
 
 class BadInput(Drill):
-    """Broken requests come in beside steady traffic: each is refused by a 4xx, and nobody else notices."""
+    """Broken requests come in beside steady traffic for a while: each is refused by a 4xx, and nobody else notices."""
 
     def __init__(self, name: str, expectation: str, kind: str, refused: bool = True):
         super().__init__(name, expectation)
@@ -195,10 +219,14 @@ class BadInput(Drill):
             "workload_options": {"kind": self.kind},
             "rate": setting.bad_rate,
             "arrival": "constant",
+            "begin_s": setting.part_s,
+            "end_s": 2 * setting.part_s,
         }
         records = run_steady(setting, setting.config["url"], bad)
         sent = records[records["cls"] == 1]
+        parts = Parts(records, setting.part_s)
         check = Check()
+        check.usual(parts, setting)
         refused = int(((sent["kind"] == Kind.STATUS) & (sent["status"] >= 400) & (sent["status"] < 500)).sum())
         crashed = int((sent["status"] >= 500).sum())
         lost = int(np.isin(sent["kind"], (Kind.CONNECT, Kind.RESET, Kind.CUT, Kind.TIMEOUT, Kind.PROTOCOL)).sum())
@@ -209,13 +237,11 @@ class BadInput(Drill):
             check.that(answered == len(sent) > 0, f"{answered} of {len(sent)} got an answer")
         check.that(crashed == 0, f"{crashed} got a 5xx")
         check.that(lost == 0, f"{lost} got no complete reply")
-        steady = records[records["cls"] == 0]
-        count = failed(steady)
-        check.that(
-            count <= setting.tolerate * len(steady), f"{count} of {len(steady)} steady requests failed beside them"
-        )
-        numbers = {"broken": {"requests": len(sent), "refused": refused, "5xx": crashed, "lost": lost}}
-        return Verdict(self.name, self.expectation, "passed" if check.good else "failed", check.evidence, numbers)
+        count, n = failed(parts.during), len(parts.during)
+        check.that(count <= setting.tolerate * n, f"during: {count} of {n} steady requests failed beside them")
+        check.same_speed(parts.before, parts.during, "during", setting)
+        broken = {"requests": len(sent), "refused": refused, "5xx": crashed, "lost": lost}
+        return parts.verdict(self, check, broken=broken)
 
 
 class Upstream(Drill):
@@ -268,8 +294,7 @@ class Upstream(Drill):
             check.that(
                 named > 0 and named >= 0.9 * len(wrong), f"during: {named} of {len(wrong)} failures are named right"
             )
-        good = "passed" if check.good else "failed"
-        return Verdict(self.name, self.expectation, good, check.evidence, parts.numbers())
+        return parts.verdict(self, check)
 
 
 @contextmanager
@@ -306,8 +331,7 @@ class Command(Drill):
         check.usual(parts, setting)
         count, n = failed(parts.during), len(parts.during)
         check.that(count <= setting.tolerate * n, f"during: {count} of {n} steady requests failed")
-        good = "passed" if check.good else "failed"
-        return Verdict(self.name, self.expectation, good, check.evidence, parts.numbers())
+        return parts.verdict(self, check)
 
 
 def _shell(name: str, command: str, limit_s: float) -> None:

@@ -297,6 +297,12 @@ def _scorecard(args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_baselines(parser: argparse.ArgumentParser) -> None:
+    from models.baselines_live import add_arguments as add
+
+    add(parser)
+
+
 COMMANDS: dict[str, tuple[str, Adder]] = {
     "list": ("list the catalog of model families", add_list),
     "show": ("show what is known about a model family, with sources", add_show),
@@ -304,6 +310,7 @@ COMMANDS: dict[str, tuple[str, Adder]] = {
     "recommend": ("recommend a model and an architecture, and say what would change it", add_recommend),
     "evaluate": ("ask a served model a golden set and score the answers", _add_evaluate),
     "compare": ("compare two evaluations item by item", _add_compare),
+    "baselines": ("measure the vendors' models where a key is there, price them elsewhere", _add_baselines),
     "scorecard": ("weigh several evaluations against one another", _add_scorecard),
     "image-tokens": ("count the input tokens of an image by a vendor's rule", _add_image_tokens),
     "prices": ("list what the vendors charge, and since when", _add_prices),

@@ -102,6 +102,7 @@ def _rename(request: JobRequest) -> None:
                     renamed[target] = file.get_tensor(name)
         beside = path.with_suffix(".renamed")
         save_file(renamed, beside, metadata={"format": "pt"})
+        beside.chmod(0o644)  # safetensors writes files that only their owner may read
         beside.replace(path)
         index |= dict.fromkeys(renamed, path.name)
     if len(files) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import importlib.util
 import shutil
 import sys
 import tempfile
@@ -83,6 +84,7 @@ def plan(settings: RunSettings) -> Plan:
     scheme = find_scheme(settings.scheme)
     method = find_method(scheme, settings.method)
     warnings = check_target(scheme, settings.target)
+    check_engine(scheme)
     if settings.vision and scheme.tool != "llmcompressor":
         raise UsageError("is for llm-compressor's schemes only", field="vision", value=scheme.name)
     scope = plan_scope(parent, vision=settings.vision)
@@ -100,6 +102,13 @@ def plan(settings: RunSettings) -> Plan:
     if settings.vision:
         warnings.append("the vision tower is quantized too, as asked: expect a loss of accuracy and little speed")
     return Plan(parent, scheme, method, group, scope, calibration, warnings)
+
+
+def check_engine(scheme: Scheme) -> None:
+    """Find out before the work that this environment's vLLM could not load the scheme.  Raises UsageError."""
+    if scheme.tool == "bitsandbytes" and importlib.util.find_spec("vllm_bnb_plugin") is None:
+        fix = "pip install --no-deps vllm-bnb-plugin==0.0.3 into the serving environment"
+        raise UsageError("vLLM 0.29 loads it by a plugin that is not here", field="scheme", value=scheme.name, fix=fix)
 
 
 def quantize(settings: RunSettings, say: Say = lambda text: None) -> dict[str, Any]:

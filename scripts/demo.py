@@ -140,7 +140,7 @@ def demo(args: argparse.Namespace) -> None:
         str(out / "evaluation"),
     )
 
-    step(4, f"Load test: Poisson arrivals at {args.rate:g} requests/s for {args.seconds:g} s, and what an answer costs")
+    step(4, f"Load test: Poisson arrivals at {args.rate:g} requests/s for {args.seconds:g} s")
     run(
         "loadtest",
         "run",
@@ -168,7 +168,10 @@ def demo(args: argparse.Namespace) -> None:
         "--out",
         str(out / "loadtest"),
     )
-    print(f"\nReport: {out / 'loadtest' / 'report.html'}")
+
+    step(5, "What a right answer costs, beside the vendors: tokens by each vendor's rule, prices with source and date")
+    run("loadtest", "cost", str(out / "loadtest"), "--out", str(out / "cost"))
+    print(f"\nReports: {out / 'loadtest' / 'report.html'}, {out / 'cost' / 'cost.html'}")
 
 
 def main() -> int:

@@ -233,14 +233,35 @@ def markdown(data: dict[str, Any]) -> str:
     return "\n".join(parts + [f"- {w}" for w in data["warnings"]]) + "\n"
 
 
+SHOWN = ("latency_p50", "latency_p95", "latency_p99", "ttft_p50", "errors", "accuracy", "usd_per_query")
+
+
+def tiles(data: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the metrics that matter most as (name, before and after, change)."""
+    found = []
+    for row in data["rows"]:
+        if row["metric"] in SHOWN and row["difference"] is not None:
+            label, values = row["metric"].replace("_", " "), (row["a"], row["b"])
+            if row["unit"] == "USD":
+                label, values = "$ per 1,000 queries", (1000 * row["a"], 1000 * row["b"])
+            elif row["unit"] == "ms":
+                label += ", ms"
+            change = row.get("relative") or row["difference"]
+            text = f"{100 * change['value']:+.1f} %" if "relative" in row else f"{change['value']:+.3g}"
+            shown = " → ".join(_show(row, value) for value in values)
+            found.append((label, shown, f"{text}, {row['verdict']}"))
+    return found
+
+
 def page(data: dict[str, Any]) -> str:
     """Return the HTML report."""
-    from loadtest.html_report import distribution, tail_of
-    from models.support.html import Axis, Page, Series, line, table
+    from loadtest.html_report import distribution, figures_table, tail_of
+    from models.support.html import Axis, Page, Series, line
 
     a, b = data["a"], data["b"]
     out = Page("Before and after", f"{a['target']['url']} ({a['started']}) · {b['target']['url']} ({b['started']})")
     out.verdict(*summary(data))
+    out.tiles(tiles(data))
     for text in data["warnings"]:
         out.verdict("warn", text)
     how = (
@@ -248,14 +269,16 @@ def page(data: dict[str, Any]) -> str:
         if data["paired"]
         else "The runs are not paired."
     )
-    out.section("Difference", how)
-    out.add(table(HEAD, table_rows(data), (0, 5)))
+    out.section("Difference", f"{how} Times are in ms.")
+    rows = [[row[0].replace("_", " "), *row[1:]] for row in table_rows(data)]
+    out.add(figures_table(HEAD, rows, (0, 5)))
     if "gate" in data:
         out.section("Gate")
         rows = [
             [g["metric"], g["limit"], "passed" if g["passed"] else "failed", g.get("note", "")] for g in data["gate"]
         ]
-        out.add(table(["metric", "limit", "", ""], rows, (0, 2, 3)))
+        out.add(figures_table(["metric", "limit", "", ""], rows, (0, 2, 3)))
+    out.section("Latency, end to end")
     curves = {"before": a["curves"]["latency"], "after": b["curves"]["latency"]}
     out.add(distribution(curves), tail_of(curves, note=""))
     series = []

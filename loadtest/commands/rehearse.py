@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -143,16 +144,76 @@ def terminal(data: dict[str, Any]) -> str:
 
 
 def write(data: dict[str, Any], folder: Path) -> None:
-    """Write rehearse.json and rehearse.html."""
+    """Write rehearse.json, rehearse.html and rehearse.md."""
     from models.support.files import atomic_write, write_json
-    from models.support.html import Page, table
 
     write_json(folder / "rehearse.json", data)
-    page = Page(f"Failure drills: {data['target']['model']}", f"{data['target']['url']} · {data['finished']}")
-    bad = any(d["verdict"] == "failed" for d in data["drills"])
-    page.verdict("bad" if bad else "ok", counts(data))
-    rows = [[d["name"], d["verdict"], d["expectation"], " · ".join(d["evidence"])] for d in data["drills"]]
-    page.add(table(["drill", "verdict", "expectation", "what was seen"], rows, (0, 1, 2, 3)))
-    page.code(data["command"])
-    with atomic_write(folder / "rehearse.html") as file:
-        file.write(page.render())
+    for name, text in (("rehearse.html", page(data)), ("rehearse.md", markdown(data))):
+        with atomic_write(folder / name) as file:
+            file.write(text)
+
+
+def markdown(data: dict[str, Any]) -> str:
+    """Return the verdicts for a pull-request comment."""
+    from loadtest.text_report import md_table
+
+    sign = {"passed": "✅", "failed": "❌", "skipped": "–"}
+    rows = [[d["name"], f"{sign[d['verdict']]} {d['verdict']}", d["expectation"]] for d in data["drills"]]
+    parts = [f"### Failure drills of `{data['target']['model']}`: {counts(data)}", ""]
+    parts.append(md_table(["drill", "verdict", "expectation"], rows))
+    for drill in data["drills"]:
+        if drill["verdict"] == "failed":
+            parts += ["", f"**{drill['name']}**", *(f"- {text}" for text in drill["evidence"])]
+    return "\n".join(parts) + "\n"
+
+
+def page(data: dict[str, Any]) -> str:
+    """Return the HTML report: what failed first."""
+    from models.support.html import Page, details, table
+
+    out = Page(f"Failure drills: {data['target']['model']}", f"{data['target']['url']} · {data['finished']}")
+    found = [d["verdict"] for d in data["drills"]]
+    kind = "bad" if "failed" in found else "warn" if data["partial"] or "skipped" in found else "ok"
+    out.verdict(kind, counts(data))
+    rows = [[d["name"].replace("-", " "), d["verdict"], d["expectation"]] for d in data["drills"]]
+    out.add(table(["drill", "verdict", "expectation"], rows, (0, 1, 2)))
+    order = {"failed": 0, "passed": 1, "skipped": 2}
+    for drill in sorted(data["drills"], key=lambda d: order[d["verdict"]]):
+        _drill(out, drill)
+    setup = {k: data[k] for k in ("target", "seed", "versions", "hardware")}
+    out.add(details("Set-up", table(["", ""], [[k, json.dumps(v)] for k, v in setup.items()], (0, 1))))
+    out.code(data["command"])
+    return out.render()
+
+
+def _drill(out: Any, drill: dict[str, Any]) -> None:
+    from loadtest.html_report import figures_table
+    from loadtest.text_report import number
+    from models.support.html import Axis, Series, line
+
+    out.section(f"{drill['name'].replace('-', ' ').capitalize()}: {drill['verdict']}", drill["expectation"])
+    wrong = [text.removeprefix("NOT: ") for text in drill["evidence"] if text.startswith("NOT: ")]
+    for text in wrong:
+        out.verdict("bad", text)
+    for text in drill["evidence"]:
+        if not text.startswith("NOT: "):
+            out.text(text, note=True)
+    parts = [(name, drill["numbers"][name]) for name in ("before", "during", "after") if name in drill["numbers"]]
+    if not parts:
+        return
+    rows = [[name, f"{p['requests']:,}", f"{p['errors']:,}", number(p["p50_ms"])] for name, p in parts]
+    out.add(figures_table(["steady traffic", "requests", "errors", "P50 ms"], rows))
+    marks = [(drill["marks"][0], "fault begins"), (drill["marks"][1], "ends")]
+    x = Axis("s", lowest=0.0)
+    some = [r for r in drill["timeline"] if r["p50_ms"] is not None]
+    t = [r["t"] for r in some]
+    latency = [Series("P50", t, [r["p50_ms"] for r in some]), Series("P99", t, [r["p99_ms"] for r in some])]
+    t = [r["t"] for r in drill["timeline"]]
+    rates = [
+        Series("offered", t, [r["offered_rps"] for r in drill["timeline"]]),
+        Series("answered", t, [r["done_rps"] for r in drill["timeline"]]),
+    ]
+    out.add(
+        line(latency, title="Steady traffic, latency", x=x, y=Axis("ms", log=True), vertical=marks),
+        line(rates, title="Steady traffic, rate", x=Axis("s", lowest=0.0), y=Axis("1/s", lowest=0.0), vertical=marks),
+    )

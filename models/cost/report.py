@@ -105,7 +105,7 @@ def print_articles(as_json: bool) -> int:
     groups: list[tuple[str, list[Line]]] = [(e.name, list(e.lines)) for e in worked_examples()]
     groups.append(("elsewhere", other_figures()))
     rows = [
-        [name, line.name, line.printed, f"{line.computed:.2f}", "" if line.holds else line.why or "differs"]
+        [name, line.name, line.printed, _figure(line.computed), "" if line.holds else line.why or "differs"]
         for name, lines in groups
         for line in lines
     ]
@@ -117,3 +117,7 @@ def print_articles(as_json: bool) -> int:
     print(f"{len(rows)} figures, {wrong} do not follow from the articles' own inputs")
     print_table(["example", "figure", "printed", "computed", "why it differs"], rows)
     return 0
+
+
+def _figure(value: Decimal) -> str:
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.4f}"

@@ -97,13 +97,17 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
 
 @dataclass
 class _Result:
-    """Answers by item id, how many of them are from before, items asked now, seconds, why it ended early (if so)."""
+    """Answers by item id, how many of them are from before, items asked now, seconds, why it ended early (if so).
+
+    `spent_usd` is what a vendor may charge for this run: its answers, and requests that broke off, at their most.
+    """
 
     answers: dict[str, Answer]
     before: int
     asked: int = 0
     wall_s: float = 0.0
     stopped: str | None = None
+    spent_usd: Decimal | None = None
 
 
 async def _ask_all(settings: EvaluationSettings, golden: GoldenSet, items: list[GoldenItem]) -> _Result:
@@ -142,6 +146,8 @@ async def _ask_all(settings: EvaluationSettings, golden: GoldenSet, items: list[
                 print(kept, file=sys.stderr)
                 raise
             result.wall_s = time.perf_counter() - started
+            if isinstance(client, VendorClient):
+                result.spent_usd = client.spend.spent
             return result
 
 
@@ -203,6 +209,7 @@ def build_report(
             "requests_per_s": round(asked / wall_s, 2) if asked and wall_s > 0 else None,
             "concurrency": settings.concurrency,
             "stopped": result.stopped,
+            "spent_usd": None if result.spent_usd is None else f"{result.spent_usd:f}",
             "load": "closed loop: latencies are those at this concurrency, not at a given arrival rate",
         },
         "request": _asked_how(settings),

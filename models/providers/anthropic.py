@@ -116,6 +116,8 @@ class AnthropicProvider(Provider):
         if isinstance(error, ProviderError):
             return error
         if isinstance(error, anthropic.APITimeoutError):
+            if partial:
+                return unfinished(self.vendor, partial)
             return ProviderTimeout("no answer in time", vendor=self.vendor)
         if isinstance(error, anthropic.APIStatusError):
             if partial:

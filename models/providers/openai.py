@@ -111,6 +111,8 @@ class OpenAIProvider(Provider):
         if isinstance(error, ProviderError):
             return error
         if isinstance(error, openai.APITimeoutError):
+            if partial:
+                return unfinished(self.vendor, partial)
             return ProviderTimeout("no answer in time", vendor=self.vendor)
         if isinstance(error, openai.APIStatusError):
             wait = retry_after(error.response.headers)

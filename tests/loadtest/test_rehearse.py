@@ -43,7 +43,7 @@ def rehearse(server: Server, prompts: str, tmp_path: Path, *words: str) -> tuple
     options = ["--url", server.url, "--model", "m", "--workload", prompts, "--rate", "20", "--part", "1"]
     options += [
         "--bad-rate",
-        "5",
+        "12",
         "--max-slip-ms",
         "5000",
         "--timeout",

@@ -119,6 +119,7 @@ async def test_stream(vendor: str) -> None:
     assert len(pieces) >= 3 and "".join(pieces) == reply.text == script.text
     assert reply.usage == Usage(50, 9) and reply.cost is not None and reply.finish_reason == "stop"
     assert reply.ttft_ms is not None and 0 < reply.ttft_ms <= reply.latency_ms
+    assert script.images == [PNG]
 
 
 async def test_tool_call_plain_and_streamed(vendor: str) -> None:
@@ -205,6 +206,28 @@ async def test_nobody_there(vendor: str) -> None:
     await provider.close()
 
 
+async def test_a_stream_that_does_not_begin_in_time(vendor: str) -> None:
+    script = Script(fault=lambda n: "hang" if n < 1 else None)
+    async with opened(vendor, script, timeout_s=0.3, attempts=2) as (provider, _):
+        assert (await collect(provider, ASK))[1].attempts == 2
+    script = Script(fault=lambda n: "hang")
+    async with opened(vendor, script, timeout_s=0.3, attempts=2) as (provider, _):
+        with pytest.raises(ProviderTimeout):
+            await collect(provider, ASK)
+    assert len(script.seen) == 2
+
+
+async def test_a_stream_that_stalls_keeps_what_came_and_is_not_repeated(vendor: str) -> None:
+    script, pieces = Script(text="one two three", fault=lambda n: "stall"), []
+    spend = SpendLimit(Decimal(1))
+    async with opened(vendor, script, timeout_s=0.5, spend=spend) as (provider, _):
+        with pytest.raises(CutStream) as caught:
+            async for delta in provider.stream(ASK):
+                pieces.append(delta.text)
+        assert spend.spent == provider.estimate(ASK) and spend.reserved == 0
+    assert caught.value.partial == "".join(pieces) == "one two three" and len(script.seen) == 1
+
+
 @pytest.mark.parametrize("fault", ["cut", "end", "error_event"])
 async def test_cut_stream_keeps_what_came_and_is_not_repeated(vendor: str, fault: str) -> None:
     if fault == "error_event" and vendor == "google":
@@ -242,6 +265,19 @@ class TestSpend:
                     replies.append(await provider.ask(ASK))
         assert len(replies) == len(script.seen) - sent_before == 6
         assert spend.spent == 6 * one <= spend.limit_usd and spend.reserved == 0
+
+    async def test_stops_streams_mid_run_and_keeps_what_came(self, vendor: str) -> None:
+        script = Script(input_tokens=500, output_tokens=10)
+        async with opened(vendor, script) as (probe, _):
+            at_most = probe.estimate(ASK)
+        one = BOOK.find(MODELS[vendor]).cost(Usage(500, 10)).total
+        spend, texts = SpendLimit(2 * one + at_most), []
+        async with opened(vendor, script, spend=spend) as (provider, _):
+            with pytest.raises(SpendLimitReached, match="what was answered is kept"):
+                for _ in range(50):
+                    texts.append((await collect(provider, ASK))[1].text)
+        assert texts == [script.text] * 3 and len(script.seen) == 3
+        assert spend.spent == 3 * one and spend.reserved == 0
 
     async def test_holds_with_many_in_flight(self, vendor: str) -> None:
         script = Script(input_tokens=500, output_tokens=10)

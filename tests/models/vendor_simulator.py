@@ -18,7 +18,7 @@ from aiohttp import web
 KEY = "sk-simulated"
 MODELS = {"openai": "gpt-4o-mini", "anthropic": "claude-haiku-4-5", "google": "gemini-2.5-flash"}
 # What a request gets instead of an answer: a status, "hang", "drop" (no reply), "cut" (mid-stream), "end" (too early),
-# "garbage", "error_event" (Anthropic's and OpenAI's error after status 200)
+# "stall" (mid-stream, the connection stays open), "garbage", "error_event" (Anthropic's and OpenAI's error after 200)
 Fault = int | str | None
 
 
@@ -355,9 +355,11 @@ class VendorSimulator:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         response.enable_chunked_encoding()
         await response.prepare(request)
-        events = self.wire.events(model, ended=fault not in ("end", "cut", "error_event"))
+        events = self.wire.events(model, ended=fault not in ("end", "cut", "stall", "error_event"))
         async for event in _paced(events):
             await response.write(event.encode())
+        if fault == "stall":
+            await asyncio.sleep(20)
         if fault == "error_event":
             error = json.dumps(self.wire.error(529, "overloaded"))
             await response.write(f"event: error\ndata: {error}\n\n".encode())

@@ -1,0 +1,229 @@
+"""Quantization with the real tools: llm-compressor in its own environment, vLLM on the result, the gate on both.
+
+These need `.venv-quantize` (`make setup-quantize`); without it they are skipped, and say so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.golden import load_golden
+from models.support.errors import CheckFailed
+from quantize import artifact
+from quantize.calibration import draw
+from quantize.request import JobRequest, JobResult
+from quantize.runner import FOLDER, run_job
+from quantize.schemes import choose_group, find_scheme
+from quantize.scope import plan_scope
+from tests.quantize.checkpoints import EMBEDDED, ROOT
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not (FOLDER / "fovea-setup.json").exists(), reason="no .venv-quantize: run make setup-quantize"),
+]
+PYTHON = FOLDER / "bin" / "python"
+
+
+def fovea_quantize(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "quantize", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def job(
+    tmp_path: Path, family: str, scheme: str, method: str, python: Path = PYTHON, vision: bool = False
+) -> JobResult:
+    """Run the job alone on an embedded checkpoint; the checkpoint is left in `tmp_path / "staged"`."""
+    staged = tmp_path / "staged"
+    staged.mkdir()
+    kind, scope = find_scheme(scheme), plan_scope(EMBEDDED / family, vision=vision)
+    folder = None
+    if kind.needs_calibration(method):
+        folder = tmp_path / "calibration"
+        draw("easy-vqa-train", 48, 0).write(folder)
+    request = JobRequest(
+        model=EMBEDDED / family, staging=staged, architecture=scope.architecture, scheme=scheme, tool="llmcompressor",
+        method=method, group=choose_group(kind, scope.widths, None), expected=sorted(scope.expected), kept=scope.kept,
+        ignore=scope.ignore, calibration=folder,
+    )  # fmt: skip
+    return run_job(request, tmp_path, lambda event: None, python=python)
+
+
+@pytest.mark.parametrize(
+    ("family", "scheme", "method", "worst", "ratio"),
+    [
+        ("paligemma", "w8a8", "gptq", 0.03, 0.52),
+        ("paligemma", "w4a16", "awq", None, 0.27),
+        ("qwen2_5_vl", "w4a16", "gptq", 0.25, 0.28),
+        ("qwen2_5_vl", "fp8", "rtn", 0.05, 0.52),
+    ],
+)
+def test_the_file_is_what_was_asked_for(
+    tmp_path: Path, family: str, scheme: str, method: str, worst: float | None, ratio: float
+) -> None:
+    result = job(tmp_path, family, scheme, method)
+    done = [m for m in result.modules if m.quantized]
+    kept = [m for m in result.modules if not m.quantized]
+    assert len(done) == 28 and {m.part for m in done} == {"language"}
+    assert {m.part for m in kept} == {"vision", "projector"} and all(m.error == 0.0 for m in kept)
+    assert result.quantized_bytes_after / result.quantized_bytes_before <= ratio
+    if worst is None:
+        assert result.changed and all("layernorm" in name for name in result.changed)
+    else:
+        errors = [m.error for m in done]
+        assert all(e is not None and 0 < e < worst for e in errors)
+        assert result.changed == []
+    if result.calibration is not None:
+        assert sum(result.calibration.image_tokens.values()) == 48
+        assert set(result.calibration.image_tokens) == {16 if family == "qwen2_5_vl" else 64}
+
+
+def test_the_tower_is_quantized_only_by_force(tmp_path: Path) -> None:
+    result = job(tmp_path, "qwen2_5_vl", "w8a8", "rtn", vision=True)
+    assert {m.part for m in result.modules if m.quantized} == {"language", "vision"}
+    assert {m.part for m in result.modules if not m.quantized} == {"projector"}
+
+
+def test_a_disk_that_refuses_is_one_error(tmp_path: Path) -> None:
+    wrapper = tmp_path / "python"
+    # the kernel refuses to write a file beyond 1 MB (sh counts blocks of 512 bytes)
+    wrapper.write_text(f'#!/bin/sh\nulimit -f 2000\nexec "{PYTHON}" "$@"\n')
+    wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
+    with pytest.raises(CheckFailed, match=r"cannot save: File too large.*free space"):
+        job(tmp_path, "qwen2_5_vl", "w8a8", "rtn", python=wrapper)
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["run", "embedded:qwen2_5_vl", "--calibration", "easy-vqa-train", "--samples", "256", "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "quantize", *words],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "loading the checkpoint" in line:
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def int4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An INT4 checkpoint of the embedded Qwen2.5-VL, made by the command."""
+    folder = tmp_path_factory.mktemp("quantized")
+    words = ["run", "embedded:qwen2_5_vl", "--scheme", "w4a16", "--calibration", "easy-vqa-train"]
+    done = fovea_quantize(*words, "--out", str(folder / "w4a16"), "--json")
+    assert done.returncode == 0, done.stderr
+    return folder / "w4a16"
+
+
+def test_the_command_makes_a_checkpoint_that_answers(int4: Path) -> None:
+    manifest = artifact.read_manifest(int4)
+    assert manifest["files"] == artifact.files_of(int4)
+    assert manifest["parent"]["files"] == artifact.files_of(EMBEDDED / "qwen2_5_vl")
+    accepted = manifest["accepted"]
+    assert accepted["prompt_tokens"] == accepted["calibration_prompt_tokens"]
+    item = next(i for i in draw("easy-vqa-train", 256, 0).items if i.question == accepted["question"])
+    assert item.check(accepted["answer"])
+    assert set(accepted["kernels"].values()) == {"CPUWNA16LinearKernel"} or "VLLM" in os.environ
+    assert sorted(p.name for p in int4.parent.iterdir()) == ["w4a16"]
+
+
+def gate(candidate: Path, out: Path, *more: str) -> tuple[int, dict[str, Any]]:
+    words = [
+        "gate",
+        "embedded:qwen2_5_vl",
+        str(candidate),
+        "--golden",
+        "easy-vqa",
+        "--limit",
+        "1500",
+        "--out",
+        str(out),
+    ]
+    done = fovea_quantize(*words, "--json", *more)
+    assert done.returncode in (0, 1), done.stderr
+    return done.returncode, json.loads((out / "report.json").read_text())
+
+
+def test_the_gate_decides_on_what_is_served(int4: Path, tmp_path: Path) -> None:
+    code, report = gate(int4, tmp_path / "gate", "--usd-per-hour", "1")
+    assert (code == 0) == (report["verdict"]["outcome"] == "pass")
+    assert report["golden"]["asked"] + report["golden"]["excluded"] == 1500
+    parent, candidate = report["sides"]["parent"], report["sides"]["candidate"]
+    assert parent["accuracy"]["value"] > 0.95 and candidate["accuracy"]["value"] > 0.9
+    assert report["recovery"]["low"] <= report["recovery"]["value"] <= report["recovery"]["high"]
+    assert set(report["by_category"]) == {"color", "shape", "yes_no"}
+    assert 0 < report["divergence_nats"]["value"] < 1 and report["divergence_nats"]["n"] == 200
+    assert candidate["bytes"] < parent["bytes"]
+    assert candidate["usd_per_query"] == pytest.approx(1 / 3600 / candidate["requests_per_s"])
+    assert parent["picture"]["n"] > 100
+    page = (tmp_path / "gate" / "report.html").read_text()
+    assert report["verdict"]["outcome"].capitalize() in page and "layers.0.mlp.down_proj" in page
+    started = time.monotonic()
+    again = gate(int4, tmp_path / "gate", "--usd-per-hour", "1")[1]
+    assert again["recovery"] == report["recovery"]
+    assert time.monotonic() - started < 60  # nothing was served: the sides were kept
+
+
+def test_a_broken_checkpoint_is_refused_and_the_category_named(tmp_path: Path) -> None:
+    out = tmp_path / "w2"
+    done = fovea_quantize("run", "embedded:qwen2_5_vl", "--scheme", "w2-trial", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    code, report = gate(out, tmp_path / "gate")
+    assert code == 1
+    assert report["verdict"]["outcome"] == "fail"
+    assert report["verdict"]["failed_categories"]
+    for name in report["verdict"]["failed_categories"]:
+        assert name in report["verdict"]["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["run", "embedded:qwen2_5_vl", "--out", "{out}"], 2, "calibration: gptq needs pictures"),
+        (["run", "embedded:qwen3", "--out", "{out}"], 2, "no such embedded model"),
+        (
+            ["run", "embedded:qwen2_5_vl", "--scheme", "w8a8", "--target", "B200", "--out", "{out}"],
+            2,
+            "use --scheme fp8",
+        ),
+        (["run", "embedded:qwen2_5_vl", "--scheme", "w3", "--out", "{out}"], 2, "unknown scheme"),
+        (["run", "embedded:qwen2_5_vl", "--group", "128", "--method", "rtn", "--out", "{out}"], 2, "does not divide"),
+        (["gate", "embedded:qwen2_5_vl", "{here}", "--golden", "easy-vqa", "--out", "{out}"], 2, "no checkpoint"),
+        (
+            ["ladder", "embedded:qwen2_5_vl", "--golden", "easy-vqa", "--rungs", "w4a16:x", "--out", "{out}"],
+            2,
+            "method",
+        ),
+        (["advise", "qwen2.5-vl-7b"], 2, "which GPU"),
+    ],
+)
+def test_bad_usage_is_one_line_and_leaves_nothing(tmp_path: Path, words: list[str], code: int, told: str) -> None:
+    done = fovea_quantize(*[w.format(out=tmp_path / "out", here=tmp_path) for w in words])
+    assert done.returncode == code
+    assert told in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_golden_items_whose_picture_was_calibrated_on_are_left_out() -> None:
+    seen = {i.image.digest for i in draw("easy-vqa", 256, 0).items}
+    left = [i for i in load_golden("easy-vqa").items if i.image.digest not in seen]
+    assert 0 < len(left) < 9673
