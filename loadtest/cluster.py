@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 BEGIN_IN_S = 0.5  # after all are ready
 POLL_S = 0.5
+REACH_S = 10
 READY_S = 60  # how long the actors may take to be placed and prepared
 
 
@@ -111,6 +113,8 @@ def run_on_ray(
 
     from loadtest.plan import api_key
 
+    assert config.ray_address is not None
+    _check_address(config.ray_address)
     root = str(Path(__file__).resolve().parent.parent)
     environment = {"env_vars": {"PYTHONPATH": root}}
     try:
@@ -141,6 +145,24 @@ def run_on_ray(
         paths[-1].write_bytes(data)
         tell(number, {"progress": results[number][0]["count"], "errors": results[number][0]["errors"]})
     return [summary for summary, _ in results], paths
+
+
+def _check_address(address: str) -> None:
+    """Find out at once whether something listens there: Ray itself would try for minutes.
+
+    Raises:
+        UsageError: it is no address, or nothing answers.
+    """
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    fix = "give HOST:PORT of the cluster's head, or auto"
+    if not host or not port.isdigit():
+        raise UsageError("not an address", field="--ray-address", value=address, fix=fix)
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"cannot reach Ray: {error}", field="--ray-address", value=address, fix=fix) from error
 
 
 def _wait_for_room(ray: Any, actors: list[Any], config: RunConfig) -> None:

@@ -86,8 +86,9 @@ def test_ctrl_c_keeps_what_the_nodes_have_measured(serve: Serve, prompts: str, t
 
 def test_errors_say_what_is_wrong(serve: Serve, prompts: str, cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve()
-    with pytest.raises(UsageError, match="--ray-address"):
-        run_load(config_for(server, prompts, concurrency=1, requests=2, ray_address="127.0.0.1:9"))
+    for address, says in (("127.0.0.1:9", "cannot reach Ray"), ("head", "not an address"), ("h:x", "not an address")):
+        with pytest.raises(UsageError, match=f"--ray-address: {says}"):
+            run_load(config_for(server, prompts, concurrency=1, requests=2, ray_address=address))
     monkeypatch.setattr("loadtest.cluster.READY_S", 4)
     with pytest.raises(UsageError, match=r"only 2 of 3 load processes got a CPU"):
         run_load(config_for(server, prompts, concurrency=3, requests=6, processes=3, ray_address=cluster))
