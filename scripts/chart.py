@@ -1,7 +1,7 @@
 """Write what the chart has from elsewhere in the project, or say what is out of date.
 
-    python -m scripts.chart            write helm/fovea/values.schema.json, files/catalog.yaml, files/dashboards, README.md
-    python -m scripts.chart --check    exit code 1 when one of them would change
+python -m scripts.chart            write helm/fovea/values.schema.json, files/catalog.yaml, files/dashboards, README.md
+python -m scripts.chart --check    exit code 1 when one of them would change
 """
 
 from __future__ import annotations
@@ -32,10 +32,16 @@ QUANTIZATION = {
     "awq": "w4a16", "awq_marlin": "w4a16", "gptq": "w4a16", "gptq_marlin": "w4a16", "bitsandbytes": "w4a16",
     "fp8": "fp8", "modelopt": "fp8", "int8": "w8a8", "experts_int8": "w8a8",
 }  # fmt: skip
+# how the names of quantized checkpoints end -> scheme
+SUFFIXES = {
+    "w4a16": "-(awq|gptq-int4|int4|(quantized[.])?w4a16)$",
+    "w8a8": "-(int8|gptq-int8|(quantized[.])?w8a8)$",
+    "fp8": "-fp8(-dynamic|-block)?$",
+}
 
 
 def values_schema() -> dict[str, Any]:
-    """Return the JSON Schema of the chart's values, closed everywhere; `stack` is what `fovea serve --schema` prints."""
+    """Return the JSON Schema of the chart's values, closed everywhere; `stack` is `fovea serve --schema`'s."""
     schema = Values.model_json_schema(by_alias=True)
     return {"$schema": "http://json-schema.org/draft-07/schema#", **schema}
 
@@ -62,21 +68,21 @@ def stack_part(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def catalog() -> dict[str, Any]:
-    """Return what the template needs to tell whether a model fits on a GPU: sizes by hub id, memory by GPU."""
+    """Return what the template needs to tell whether a model fits on a GPU: sizes by the hub id's last part, memory by GPU."""
     models: dict[str, Any] = {}
     for family in load_catalog().families:
         for variant in family.variants:
             if variant.hub is None:
                 continue
             per_token = kv_bytes(variant.decoder, variant.context) / variant.context
-            models[variant.hub] = {
+            models[variant.hub.split("/")[1].casefold()] = {
                 "context": variant.context,
                 "kv_heads": variant.decoder.kv_heads,
                 "kv_mib_per_token": round(per_token / 2**20, 6),
                 "weights_gib": {scheme: round(weight_bytes(variant, scheme) / GIB, 3) for scheme in SCHEMES},
             }
     gpus = {name.casefold(): gpu.memory_gib for gpu in load_gpus() for name in (gpu.name, *gpu.aliases)}
-    return {"gpus": gpus, "quantization": QUANTIZATION, "models": models}
+    return {"gpus": gpus, "quantization": QUANTIZATION, "suffixes": SUFFIXES, "models": models}
 
 
 def kind(annotation: Any) -> str:
@@ -113,7 +119,11 @@ def rows(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, s
                 yield path, "list", "[]" if not field.is_required() else "see values.yaml", text
             yield from rows(inner, f"{path}[]." if many else f"{path}.")
         else:
-            default = "required" if field.is_required() else f"`{json.dumps(field.get_default(call_default_factory=True), default=_plain)}`"
+            default = (
+                "required"
+                if field.is_required()
+                else f"`{json.dumps(field.get_default(call_default_factory=True), default=_plain)}`"
+            )
             yield path, kind(annotation), default, text
 
 
@@ -126,7 +136,12 @@ def readme() -> str:
     head = (ROOT / "helm" / "README.head.md").read_text()
     lines = ["| value | type | default | meaning |", "|---|---|---|---|"]
     lines += [f"| `{path}` | {kind} | {default} | {text} |" for path, kind, default, text in rows(Values)]
-    return head + "\n## Values\n\nA value that is not listed here fails `helm install` with its name.\n\n" + "\n".join(lines) + "\n"
+    return (
+        head
+        + "\n## Values\n\nA value that is not listed here fails `helm install` with its name.\n\n"
+        + "\n".join(lines)
+        + "\n"
+    )
 
 
 def files() -> dict[Path, str]:

@@ -1,19 +1,22 @@
 """The Grafana dashboards: panels as data, written to helm/fovea/files/dashboards by `python -m scripts.chart`.
 
 Only series that the stack has: `fovea_*` (serving/metrics.py, serving/money.py), `vllm:*` (the engine), the processes'
-own, and `fovea_golden_*` (helm/fovea/files/push.py).  The head pod's `/metrics` speaks for all replicas, so no query has
-to leave duplicates out.  The readiness probe's own questions are among the requests.
+own, and `fovea_golden_*` (helm/fovea/files/push.py).  The head pod's `/metrics` speaks for all replicas, so no query
+has to leave duplicates out.  The readiness probe's own questions are among the requests.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-WHO = 'model=~"$model"'
+STACK = 'stack=~"$stack"'
+WHO = f'{STACK},model=~"$model"'
 API = f'{WHO},route=~"/v1/.*"'
-ENGINE = 'model_name=~"$model"'
+ENGINE = f'{STACK},model_name=~"$model"'
+PROCESS = f'{STACK},replica!=""'
 RATE = "[$__rate_interval]"
 
 
@@ -72,7 +75,9 @@ SERVICE = (
     Panel("Latency, whole answer", quantiles("fovea_request_seconds", API), "s"),
     Panel("Latency, first byte", quantiles("fovea_first_byte_seconds", API), "s"),
     Panel(
-        "Requests by model", [("{{model}}", rate(f"fovea_requests_total{{{API}}}", "model"))], "reqps",
+        "Requests by model",
+        [("{{model}}", rate(f"fovea_requests_total{{{API}}}", "model"))],
+        "reqps",
     ),
     Panel("Engine: TTFT", quantiles("vllm:time_to_first_token_seconds", ENGINE), "s"),
     Panel("Engine: between tokens", quantiles("vllm:inter_token_latency_seconds", ENGINE), "s"),
@@ -102,7 +107,10 @@ SERVICE = (
         [
             (
                 "prefix",
-                share(rate(f"vllm:prefix_cache_hits_total{{{ENGINE}}}"), rate(f"vllm:prefix_cache_queries_total{{{ENGINE}}}")),
+                share(
+                    rate(f"vllm:prefix_cache_hits_total{{{ENGINE}}}"),
+                    rate(f"vllm:prefix_cache_queries_total{{{ENGINE}}}"),
+                ),
             ),
             (
                 "images",
@@ -113,18 +121,28 @@ SERVICE = (
     ),
     Panel("Preemptions", [("per second", rate(f"vllm:num_preemptions_total{{{ENGINE}}}"))]),
     Panel("Images", [("per second", rate(f"fovea_images_total{{{WHO}}}"))]),
-    Panel("Tokens per image", [("mean", share(rate(f"fovea_image_tokens_total{{{WHO}}}"), rate(f"fovea_images_total{{{WHO}}}")))]),
-    Panel("Replicas", [("serving", "count(process_start_time_seconds{replica!=''})")]),
-    Panel("Replica memory", [("{{replica}}", "process_resident_memory_bytes{replica!=''}")], "bytes"),
-    Panel("Replica CPU", [("{{replica}}", f"rate(process_cpu_seconds_total{{replica!=''}}{RATE})")]),
+    Panel(
+        "Tokens per image",
+        [("mean", share(rate(f"fovea_image_tokens_total{{{WHO}}}"), rate(f"fovea_images_total{{{WHO}}}")))],
+    ),
+    Panel("Replicas", [("serving", f"count(process_start_time_seconds{{{PROCESS}}})")]),
+    Panel("Replica memory", [("{{replica}}", f"process_resident_memory_bytes{{{PROCESS}}}")], "bytes"),
+    Panel("Replica CPU", [("{{replica}}", f"rate(process_cpu_seconds_total{{{PROCESS}}}{RATE})")]),
 )
 
 MONEY = (
     Panel("Dollars per hour", [("{{model}}", f"3600 * {rate(f'fovea_usd_total{{{WHO}}}', 'model')}")], "currencyUSD"),
     Panel(
-        "Dollars per hour by tenant", [("{{tenant}}", f"3600 * {rate(f'fovea_usd_total{{{WHO}}}', 'tenant')}")], "currencyUSD"
+        "Dollars per hour by tenant",
+        [("{{tenant}}", f"3600 * {rate(f'fovea_usd_total{{{WHO}}}', 'tenant')}")],
+        "currencyUSD",
     ),
-    Panel("$/query", [("mean", share(USD, ANSWERED))], "currencyUSD", text="The readiness probe's answers count as queries."),
+    Panel(
+        "$/query",
+        [("mean", share(USD, ANSWERED))],
+        "currencyUSD",
+        text="The readiness probe's answers count as queries.",
+    ),
     Panel(
         "$/right answer",
         [("mean", f"({share(USD, ANSWERED)}) / {ACCURACY}")],
@@ -139,14 +157,23 @@ MONEY = (
     ),
     Panel(
         "Vendor's bill / own cost",
-        [("{{vendor_model}}", f"{rate(f'fovea_vendor_usd_avoided_total{{{WHO}}}', 'vendor_model')} / on() group_left() {USD}")],
+        [
+            (
+                "{{vendor_model}}",
+                f"{rate(f'fovea_vendor_usd_avoided_total{{{WHO}}}', 'vendor_model')} / on() group_left() {USD}",
+            )
+        ],
     ),
-    Panel("Saved by caches, per hour", [("saved", f"3600 * {rate(f'fovea_cache_saved_usd_total{{{WHO}}}')}")], "currencyUSD"),
+    Panel(
+        "Saved by caches, per hour",
+        [("saved", f"3600 * {rate(f'fovea_cache_saved_usd_total{{{WHO}}}')}")],
+        "currencyUSD",
+    ),
     Panel("Priced tokens", [("{{kind}}", rate(f"fovea_money_tokens_total{{{WHO}}}", "kind"))]),
     Panel("Answers without a price", [("{{model}}", rate(f"fovea_unpriced_answers_total{{{WHO}}}", "model"))]),
 )
 
-GOLDEN = f"{WHO}"
+GOLDEN = WHO
 QUALITY = (
     Panel(
         "Golden accuracy",
@@ -199,20 +226,23 @@ def board(uid: str, title: str, panels: Sequence[Panel]) -> dict[str, Any]:
             }
         )
         x += panel.width
-    variables = [
-        {"name": "source", "label": "Prometheus", "type": "datasource", "query": "prometheus"},
-        {
-            "name": "model",
-            "type": "query",
-            "datasource": source,
-            "query": {"query": "label_values(fovea_requests_total, model)", "refId": "model"},
-            "refresh": 2,
-            "includeAll": True,
-            "allValue": ".+",
-            "multi": True,
-            "current": {"text": "All", "value": "$__all"},
-        },
+    variables: list[dict[str, Any]] = [
+        {"name": "source", "label": "Prometheus", "type": "datasource", "query": "prometheus"}
     ]
+    for label in ("stack", "model"):
+        variables.append(
+            {
+                "name": label,
+                "type": "query",
+                "datasource": source,
+                "query": {"query": f"label_values(fovea_requests_total, {label})", "refId": label},
+                "refresh": 2,
+                "includeAll": True,
+                "allValue": ".+",
+                "multi": True,
+                "current": {"text": "All", "value": "$__all"},
+            }
+        )
     return {
         "uid": uid,
         "title": title,
@@ -235,10 +265,10 @@ def dashboards() -> dict[str, dict[str, Any]]:
     }
 
 
-def queries(data: dict[str, Any], interval: str, model: str = ".+") -> list[tuple[str, str]]:
+def queries(data: dict[str, Any], interval: str) -> list[tuple[str, str]]:
     """Return (panel, PromQL) of a dashboard with Grafana's variables filled in."""
     return [
-        (panel["title"], target["expr"].replace("$__rate_interval", interval).replace("$model", model))
+        (panel["title"], re.sub(r"\$(stack|model)\b", ".+", target["expr"].replace("$__rate_interval", interval)))
         for panel in data["panels"]
         for target in panel["targets"]
     ]

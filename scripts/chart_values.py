@@ -72,9 +72,7 @@ class Head(Placed):
     """The head pod: Ray's control plane and Serve's controller; no model runs there."""
 
     resources: Resources = Field(
-        default_factory=lambda: Resources(
-            requests={"cpu": "1", "memory": "4Gi"}, limits={"cpu": "2", "memory": "4Gi"}
-        ),
+        default_factory=lambda: Resources(requests={"cpu": "1", "memory": "4Gi"}, limits={"cpu": "2", "memory": "4Gi"}),
         description="Requests and limits of the Ray container.",
     )
 
@@ -183,7 +181,9 @@ class Download(Closed):
     tokenSecret: SecretKey = Field(default_factory=SecretKey, description="Hub token, from a Secret.")
     endpoint: str = Field("", pattern=r"^(https?://.+)?$", description="Address of a hub mirror.")
     resources: Resources = Field(
-        default_factory=lambda: Resources(requests={"cpu": "500m", "memory": "1Gi"}, limits={"cpu": "2", "memory": "2Gi"}),
+        default_factory=lambda: Resources(
+            requests={"cpu": "500m", "memory": "1Gi"}, limits={"cpu": "2", "memory": "2Gi"}
+        ),
         description="Requests and limits.",
     )
 
@@ -192,6 +192,24 @@ class ModelCache(Volume):
     """Where hub models are (HF_HOME)."""
 
     download: Download = Field(default_factory=Download, description="Download job.")
+
+
+class Valkey(Closed):
+    """A Valkey of the release's own, for keys, tenants' counters and Ray's state: one pod, saved to a volume."""
+
+    enabled: bool = Field(False, description="Run one, at RELEASE-fovea-valkey:6379; otherwise name an existing one.")
+    image: Text = Field("valkey/valkey:8.1", description="Its image.")
+    password: SecretKey = Field(
+        default_factory=lambda: SecretKey(key="password"), description="Its password, from a Secret; required."
+    )
+    size: Quantity = Field("2Gi", description="Size of its volume.")
+    storageClass: str = Field("", description="StorageClass; the cluster's default if empty.")
+    resources: Resources = Field(
+        default_factory=lambda: Resources(
+            requests={"cpu": "100m", "memory": "256Mi"}, limits={"cpu": "1", "memory": "512Mi"}
+        ),
+        description="Requests and limits.",
+    )
 
 
 class SecretEnv(Closed):
@@ -291,7 +309,8 @@ class PodMonitor(Closed):
     interval: str = Field("15s", pattern=r"^[1-9][0-9]*(s|m)$", description="Between two scrapes.")
     labels: Labels = Field(default_factory=dict, description="Labels that the Prometheus selects by.")
     keySecret: SecretKey = Field(
-        default_factory=lambda: SecretKey(key="key"), description="API key of role auditor, when the stack asks for keys."
+        default_factory=lambda: SecretKey(key="key"),
+        description="API key of role auditor, when the stack asks for keys.",
     )
 
 
@@ -340,7 +359,9 @@ class JobCommon(Closed):
     """What both kinds of jobs have."""
 
     resources: Resources = Field(
-        default_factory=lambda: Resources(requests={"cpu": "500m", "memory": "1Gi"}, limits={"cpu": "2", "memory": "2Gi"}),
+        default_factory=lambda: Resources(
+            requests={"cpu": "500m", "memory": "1Gi"}, limits={"cpu": "2", "memory": "2Gi"}
+        ),
         description="Requests and limits.",
     )
 
@@ -370,7 +391,7 @@ class LoadTestGate(JobCommon):
     maxTokens: int = Field(16, ge=1, description="Longest answer, tokens.")
     workload: Text = Field("easy-vqa", description="Workload of `fovea loadtest run`.")
     waitSeconds: int = Field(1800, ge=10, description="How long the upgrade itself may take.")
-    limits: dict[str, dict[str, float | str]] = Field(
+    limits: dict[str, dict[str, Any]] = Field(
         default_factory=lambda: {"latency_p95": {"max_increase": "25%"}, "accuracy": {"max_drop": 0.02}},
         description="Limits of the gate (docs/loadtest.md).",
     )
@@ -383,7 +404,8 @@ class Clients(Closed):
     """What the chart's own clients (helm test, jobs) send."""
 
     keySecret: SecretKey = Field(
-        default_factory=lambda: SecretKey(key="key"), description="API key of role caller, when the stack asks for keys."
+        default_factory=lambda: SecretKey(key="key"),
+        description="API key of role caller, when the stack asks for keys.",
     )
 
 
@@ -409,6 +431,7 @@ class Values(Closed):
     gcsFaultTolerance: GcsFaultTolerance = Field(
         default_factory=GcsFaultTolerance, description="Ray's state outside the head."
     )
+    valkey: Valkey = Field(default_factory=Valkey, description="Valkey of the release's own.")
     offline: bool = Field(True, description="HF_HUB_OFFLINE: no pod but the download job asks the hub for anything.")
     modelCache: ModelCache = Field(default_factory=ModelCache, description="Model cache.")
     compileCache: Volume = Field(
@@ -425,6 +448,9 @@ class Values(Closed):
     serviceAccount: ServiceAccount = Field(default_factory=ServiceAccount, description="ServiceAccount.")
     security: Security = Field(default_factory=Security, description="Users and groups.")
     podDisruptionBudget: Disruption = Field(default_factory=Disruption, description="PodDisruptionBudgets.")
+    preflight: bool = Field(
+        True, description="With a cluster at hand: refuse Secrets that are not there and GPU products that no node has."
+    )
     podAnnotations: Labels = Field(
         default_factory=dict, description="Annotations of every Ray pod; a change is a new cluster."
     )

@@ -1,4 +1,4 @@
-"""Push the figures of an evaluation's report.json to a Pushgateway: `push.py REPORT PUSHGATEWAY MODEL GOLDEN`.
+"""Push the figures of an evaluation's report.json to a Pushgateway: `push.py REPORT PUSHGATEWAY STACK MODEL GOLDEN`.
 
 Standard library only.  The series are the ones that the accuracy alerts and the quality dashboard look at.
 """
@@ -32,9 +32,10 @@ def exposition(report: dict, now: float) -> str:
 
 def main() -> int:
     """Read, push, say so."""
-    report, gateway, model, golden = sys.argv[1:5]
+    report, gateway, *names = sys.argv[1:6]
     text = exposition(json.loads(Path(report).read_text()), time.time())
-    grouping = "".join(f"/{name}/{urllib.parse.quote(value, safe='')}" for name, value in (("model", model), ("golden", golden)))
+    labels = zip(("stack", "model", "golden"), names, strict=True)
+    grouping = "".join(f"/{label}/{urllib.parse.quote(value, safe='')}" for label, value in labels)
     url = f"{gateway.rstrip('/')}/metrics/job/fovea-evaluation{grouping}"
     request = urllib.request.Request(url, text.encode(), {"content-type": "text/plain"}, method="PUT")
     with urllib.request.urlopen(request, timeout=30) as answer:

@@ -16,6 +16,8 @@
 {{- include "fovea.validateGroups" . -}}
 {{- include "fovea.validateProxy" . -}}
 {{- include "fovea.validateOptions" . -}}
+{{- include "fovea.validateStores" . -}}
+{{- include "fovea.validateSecrets" . -}}
 {{- end }}
 
 {{- define "fovea.validateModels" -}}
@@ -76,6 +78,12 @@
     {{- end -}}
     {{- $needGpus = addf $needGpus (mulf $each (float64 ($model.replicas | default 1))) -}}
     {{- $needCpus = add $needCpus ($model.replicas | default 1) -}}
+    {{- if gt $each 1.0 -}}
+      {{- $parallel := mul (get ($model.engine_args | default dict) "tensor_parallel_size" | default 1) (get ($model.engine_args | default dict) "pipeline_parallel_size" | default 1) -}}
+      {{- if ne (float64 $parallel) $each -}}
+        {{- fail (printf "stack.models: %q reserves %v GPUs, but tensor_parallel_size x pipeline_parallel_size is %d; set engine_args.tensor_parallel_size: %v" $name $each $parallel $each) -}}
+      {{- end -}}
+    {{- end -}}
     {{- if gt $each 0.0 -}}
       {{- include "fovea.validateFit" (dict "at" $at "group" $group "model" $model "catalog" $catalog "each" $each) -}}
     {{- end -}}
@@ -103,13 +111,17 @@
   {{- end -}}
   {{- $memory = float64 $known -}}
 {{- end -}}
-{{- $variant := get .catalog.models .model.source -}}
+{{- $scheme := "bf16" -}}
+{{- $name := .model.source | lower | base -}}
+{{- range $one, $suffix := .catalog.suffixes -}}
+  {{- if regexMatch $suffix $name -}}{{- $scheme = $one -}}{{- $name = regexReplaceAll $suffix $name "" -}}{{- end -}}
+{{- end -}}
+{{- $variant := get .catalog.models $name -}}
 {{- if and $variant (gt $memory 0.0) -}}
-  {{- $scheme := "bf16" -}}
   {{- if eq (.model.dtype | default "auto") "float32" -}}{{- $scheme = "fp32" -}}{{- end -}}
   {{- with .model.quantization -}}{{- $scheme = get $.catalog.quantization . | default $scheme -}}{{- end -}}
   {{- $gpus := max 1 (int (ceil .each)) -}}
-  {{- $share := min 1.0 .each | float64 -}}
+  {{- $share := 1.0 -}}
   {{- if gt .each 1.0 -}}{{- $share = 1.0 -}}{{- else -}}{{- $share = .each -}}{{- end -}}
   {{- $utilization := (get (.model.engine_args | default dict) "gpu_memory_utilization") | default (mulf 0.92 $share) | float64 -}}
   {{- $budget := mulf $memory $utilization -}}
@@ -125,7 +137,7 @@
 
 {{/* With a cluster at hand (helm install, --dry-run=server): a GPU product that no node has would leave pods pending. */}}
 {{- define "fovea.validateNodes" -}}
-{{- if and .gpus .group.gpuProducts (not .root.Values.nodeAutoscaling.enabled) -}}
+{{- if and .root.Values.preflight .gpus .group.gpuProducts (not .root.Values.nodeAutoscaling.enabled) -}}
   {{- $nodes := (lookup "v1" "Node" "" "").items -}}
   {{- if $nodes -}}
     {{- $seen := list -}}
@@ -192,6 +204,48 @@
   {{- end -}}
   {{- if and .Values.observability.podMonitor.enabled (not .Values.stack.identify.open_metrics) (not .Values.observability.podMonitor.keySecret.name) -}}
     {{- fail "observability.podMonitor.keySecret.name: the stack asks for keys; name the Secret with a key of role auditor, or set stack.identify.open_metrics" -}}
+  {{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* A file or a process's memory is one pod's own: what counts over all replicas is in Valkey. */}}
+{{- define "fovea.validateStores" -}}
+{{- $valkey := "^(valkey|valkeys|redis|rediss)://" -}}
+{{- with .Values.stack.identify -}}
+  {{- if not (regexMatch $valkey (.keys | default "keys.db")) -}}
+    {{- fail (printf "stack.identify.keys: %q is a file, and each pod has its own; write valkey://HOST:PORT/DB (`valkey.enabled` runs one)" (.keys | default "keys.db")) -}}
+  {{- end -}}
+{{- end -}}
+{{- $replicas := 0 -}}{{- range .Values.stack.models -}}{{- $replicas = add $replicas (.replicas | default 1) -}}{{- end -}}
+{{- with .Values.stack.admit -}}
+  {{- if and (gt (int $replicas) 1) (not (regexMatch $valkey (.store | default "memory"))) -}}
+    {{- fail (printf "stack.admit.store: %q is one replica's own, and the stack has %d; write valkey://HOST:PORT/DB (`valkey.enabled` runs one)" (.store | default "memory") (int $replicas)) -}}
+  {{- end -}}
+{{- end -}}
+{{- if and .Values.valkey.enabled (not .Values.valkey.password.name) -}}
+  {{- fail "valkey.password.name: is missing; name the Secret with its password" -}}
+{{- end -}}
+{{- end }}
+
+{{/* With a cluster at hand: every Secret that is named is there. */}}
+{{- define "fovea.validateSecrets" -}}
+{{- $named := dict -}}
+{{- with .Values -}}
+  {{- $_ := set $named "gcsFaultTolerance.password.name" (ternary .gcsFaultTolerance.password.name "" .gcsFaultTolerance.enabled) -}}
+  {{- $_ := set $named "valkey.password.name" (ternary .valkey.password.name "" .valkey.enabled) -}}
+  {{- $_ := set $named "modelCache.download.tokenSecret.name" (ternary .modelCache.download.tokenSecret.name "" .modelCache.download.enabled) -}}
+  {{- $_ := set $named "clients.keySecret.name" .clients.keySecret.name -}}
+  {{- $_ := set $named "observability.podMonitor.keySecret.name" (ternary .observability.podMonitor.keySecret.name "" .observability.podMonitor.enabled) -}}
+  {{- $_ := set $named "ingress.tlsSecret" (ternary .ingress.tlsSecret "" .ingress.enabled) -}}
+  {{- range $i, $one := .image.pullSecrets -}}{{- $_ := set $named (printf "image.pullSecrets[%d]" $i) $one -}}{{- end -}}
+  {{- range $i, $one := .secretEnv -}}{{- $_ := set $named (printf "secretEnv[%d].secret" $i) $one.secret -}}{{- end -}}
+  {{- range $i, $one := .secretMounts -}}{{- $_ := set $named (printf "secretMounts[%d].secret" $i) $one.secret -}}{{- end -}}
+{{- end -}}
+{{- if and .Values.preflight (lookup "v1" "Namespace" "" .Release.Namespace) -}}
+  {{- range $field, $name := $named -}}
+    {{- if and $name (not (lookup "v1" "Secret" $.Release.Namespace $name)) -}}
+      {{- fail (printf "%s: there is no Secret %q in namespace %s; make it first, or set preflight: false if something makes it later" $field $name $.Release.Namespace) -}}
+    {{- end -}}
   {{- end -}}
 {{- end -}}
 {{- end }}
