@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from models.catalog_cli import add_fit, add_list, add_recommend, add_show
+from models.catalog_cli import add_list, add_show
+from models.evaluation_cli import add_compare, add_consistency, add_evaluate, add_scorecard
+from models.fit_cli import add_fit
+from models.recommend_cli import add_recommend
+from models.registry_cli import add_registry
 from models.support.errors import UsageError
+from models.support.terminal import print_json, print_table, whole_number
 
 # Every sub-command: name -> (help, function that adds its arguments and sets `run`).  Imports are inside the functions.
 Adder = Callable[[argparse.ArgumentParser], None]
@@ -23,26 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         child = sub.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         add(child)
         child.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-
-
-def print_json(value: object) -> None:
-    """Print as JSON; money (Decimal) and dates become text, so that no digit is lost."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
-
-
-def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print aligned columns; numbers to the right."""
-    cells = [[("" if v is None else str(v)) for v in row] for row in rows]
-    widths = [max(len(c) for c in column) for column in zip(head, *cells, strict=True)]
-    numeric = [all(row[i].replace(".", "", 1).isdigit() or not row[i] for row in cells) for i in range(len(head))]
-    for row in [list(head), *cells]:
-        aligned = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True)]
-        print("  ".join(aligned).rstrip())
-
-
-def whole_number(text: str) -> int:
-    """argparse type: an int; what range is right is decided by whoever uses it."""
-    return int(text)
 
 
 def day(text: str) -> dt.date:
@@ -228,79 +212,22 @@ def _golden(args: argparse.Namespace) -> int:
     return 1 if findings else 0
 
 
-def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("url", help="endpoint (http://127.0.0.1:8000/v1) or a vendor's model (openai/gpt-4o-mini)")
-    parser.add_argument("--model", help="the model's name at the endpoint; not for a vendor")
-    parser.add_argument("--golden", required=True, help="easy-vqa, receipts, modems, a folder or a .jsonl file")
-    parser.add_argument("--limit", type=whole_number, help="ask that many items, drawn at random by --seed")
-    parser.add_argument("--seed", type=whole_number, default=0, help="of the draw and of the bootstrap (0)")
-    parser.add_argument("--concurrency", type=whole_number, default=32, help="requests in flight (32)")
-    parser.add_argument("--max-tokens", type=whole_number, default=16, help="longest answer, in tokens (16)")
-    parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one answer (120)")
-    parser.add_argument("--api-key", help="bearer token (default: OPENAI_API_KEY, when it is set)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for answers.jsonl, report.json and report.html")
-    parser.add_argument("--max-usd", metavar="DOLLARS", help="spend limit for a vendor's model (required there)")
-    parser.add_argument("--prices", type=Path, metavar="FILE", help="your own price rows")
-    parser.add_argument("--vendor-url", help="another address of the vendor's API")
-    parser.add_argument("--fresh", action="store_true", help="ask everything again instead of continuing in --out")
-    parser.set_defaults(run=_evaluate)
-
-
-def _evaluate(args: argparse.Namespace) -> int:
-    from models.evaluation.run import run_command
-
-    return run_command(args)
-
-
-def _add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("first", type=Path, help="folder of an evaluation: the one to beat")
-    parser.add_argument("second", type=Path, help="folder of another evaluation on the same golden set")
-    parser.add_argument(
-        "--max-drop", type=float, metavar="SHARE", help="fail (exit 1) unless the drop is shown to be less"
-    )
-    parser.add_argument("--seed", type=whole_number, default=0, help="of the bootstrap (0)")
-    parser.add_argument("--out", type=Path, help="folder for report.json and report.html")
-    parser.set_defaults(run=_compare)
-
-
-def _compare(args: argparse.Namespace) -> int:
-    from models.evaluation.run import compare_command
-
-    return compare_command(args)
-
-
-def _add_scorecard(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("evaluations", nargs="+", type=Path, help="folders of evaluations on one golden set")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="YAML of dimension: weight (equal without)")
-    parser.set_defaults(run=_scorecard)
-
-
-def _scorecard(args: argparse.Namespace) -> int:
-    from models.evaluation.compare import read_evaluation
-    from models.evaluation.scorecard import equal_weights, load_weights, scorecard
-
-    candidates = [read_evaluation(folder) for folder in args.evaluations]
-    weights = equal_weights(candidates) if args.weights is None else load_weights(args.weights)
-    result = scorecard(candidates, weights)
-    if args.json:
-        print_json(result)
-        return 0
-    head = ["model", *(f"{name} ({weight:.0%})" for name, weight in weights.items()), "total", "dominated by"]
-    rows = []
-    for row in result["candidates"]:
-        shown = [
-            "no figure" if row["values"][n] is None else f"{row['values'][n]:.4g} -> {row['scores'][n]:.2f}"
-            for n in weights
-        ]
-        rows.append([row["model"], *shown, f"{row['total']:.3f}", ", ".join(row["dominated_by"])])
-    print_table(head, rows)
-    return 0
-
-
 def _add_baselines(parser: argparse.ArgumentParser) -> None:
     from models.baselines_live import add_arguments as add
 
     add(parser)
+
+
+def _add_prove(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("variants", nargs="*", metavar="NAME", help="models of the catalog (all that have a recipe)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the rows there (models/proof/results.json)")
+    parser.set_defaults(run=_prove)
+
+
+def _prove(args: argparse.Namespace) -> int:
+    from models.proof.run import prove_command
+
+    return prove_command(args)
 
 
 COMMANDS: dict[str, tuple[str, Adder]] = {
@@ -308,10 +235,13 @@ COMMANDS: dict[str, tuple[str, Adder]] = {
     "show": ("show what is known about a model family, with sources", add_show),
     "fit": ("work out what fits on a GPU: weights, KV cache, activations", add_fit),
     "recommend": ("recommend a model and an architecture, and say what would change it", add_recommend),
-    "evaluate": ("ask a served model a golden set and score the answers", _add_evaluate),
-    "compare": ("compare two evaluations item by item", _add_compare),
+    "evaluate": ("ask a served model a golden set and score the answers", add_evaluate),
+    "compare": ("compare two evaluations item by item", add_compare),
     "baselines": ("measure the vendors' models where a key is there, price them elsewhere", _add_baselines),
-    "scorecard": ("weigh several evaluations against one another", _add_scorecard),
+    "scorecard": ("weigh several evaluations against one another", add_scorecard),
+    "consistency": ("ask a golden set again and again, and worded differently: does the answer hold", add_consistency),
+    "registry": ("versions: register, promote, roll back, verify; which one may serve", add_registry),
+    "prove": ("start vLLM on a tiny checkpoint of every architecture and ask it", _add_prove),
     "image-tokens": ("count the input tokens of an image by a vendor's rule", _add_image_tokens),
     "prices": ("list what the vendors charge, and since when", _add_prices),
     "cost": ("work out what an accepted answer costs, and when own machines pay", _add_cost),

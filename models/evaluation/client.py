@@ -10,7 +10,7 @@ import base64
 import difflib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -38,13 +38,14 @@ class _Encoded:
     head: bytes
     tail: bytes
     images: dict[int, bytes]
+    wording: Callable[[str], str]
 
     def body(self, item: GoldenItem) -> bytes:
         key = id(item.image)
         image = self.images.get(key)
         if image is None:
             image = self.images[key] = data_uri(item.image)
-        question = orjson.dumps({"type": "text", "text": item.question})
+        question = orjson.dumps({"type": "text", "text": self.wording(item.question)})
         return b"".join((self.head, b'{"type":"image_url","image_url":{"url":"', image, b'"}},', question, self.tail))
 
 
@@ -60,7 +61,7 @@ class EvaluationClient:
         self.settings = settings
         parameters = request_parameters(settings)
         head = orjson.dumps(parameters)[:-1] + b',"messages":[{"role":"user","content":['
-        self._encoded = _Encoded(head, b"]}]}", {})
+        self._encoded = _Encoded(head, b"]}]}", {}, settings.question)
         self._failures_in_a_row = 0
 
     async def __aenter__(self) -> EvaluationClient:
@@ -168,13 +169,14 @@ class EvaluationClient:
 
 def request_parameters(settings: EvaluationSettings) -> dict[str, Any]:
     """Return the parameters of every request, without the messages."""
-    return {
+    asked: dict[str, Any] = {
         "model": settings.model,
-        "temperature": 0,
+        "temperature": settings.temperature,
         "max_tokens": settings.max_tokens,
         "logprobs": True,
         "stream": False,
     }
+    return asked if settings.sampling_seed is None else asked | {"seed": settings.sampling_seed}
 
 
 def parse_answer(item_id: str, content: bytes, latency_ms: float, attempts: int = 1) -> Answer:

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from models.evaluation.context import command, hardware, versions
 from models.evaluation.page import write_page
 from models.evaluation.score import score
 from models.evaluation.settings import EvaluationSettings
+from models.evaluation.target import is_version, served_version, version_of
 from models.evaluation.vendor import LEAST_MAX_TOKENS, VendorClient
 from models.golden import GoldenItem, GoldenSet, builtin_names, load_golden
 from models.prices import parse_money
@@ -33,9 +34,17 @@ from models.support.progress import Progress
 
 def run_command(args: argparse.Namespace) -> int:
     """`fovea models evaluate`: run it, print the result, return the exit code (1 when no item was answered)."""
-    settings = EvaluationSettings(
-        url=args.url,
-        model=args.model or "",
+    if is_version(args.url):
+        with served_version(args.url, args.store) as (url, name):
+            return _finish(args, settings_of(args, url=url, model=name))
+    return _finish(args, settings_of(args))
+
+
+def settings_of(args: argparse.Namespace, *, url: str | None = None, model: str | None = None) -> EvaluationSettings:
+    """Return the settings that the command line asks for; `url` and `model` replace its own."""
+    return EvaluationSettings(
+        url=url or args.url,
+        model=model or args.model or "",
         golden=args.golden,
         out=args.out,
         limit=args.limit,
@@ -49,6 +58,9 @@ def run_command(args: argparse.Namespace) -> int:
         prices=args.prices,
         vendor_url=args.vendor_url,
     )
+
+
+def _finish(args: argparse.Namespace, settings: EvaluationSettings) -> int:
     report = evaluate(settings)
     if args.json:
         import json
@@ -108,6 +120,7 @@ class _Result:
     wall_s: float = 0.0
     stopped: str | None = None
     spent_usd: Decimal | None = None
+    served: dict[str, Any] = field(default_factory=dict)
 
 
 async def _ask_all(settings: EvaluationSettings, golden: GoldenSet, items: list[GoldenItem]) -> _Result:
@@ -117,7 +130,7 @@ async def _ask_all(settings: EvaluationSettings, golden: GoldenSet, items: list[
         with AnswerLog(settings.out, _identity(settings, golden, served), fresh=settings.fresh) as log:
             todo = [item for item in items if item.id not in log.done]
             before = {item.id: log.done[item.id] for item in items if item.id in log.done}
-            result = _Result(before, len(before))
+            result = _Result(before, len(before), served=served)
             right = 0
             started = time.perf_counter()
             try:
@@ -178,7 +191,8 @@ def _identity(settings: EvaluationSettings, golden: GoldenSet, served: dict[str,
 def _asked_how(settings: EvaluationSettings) -> dict[str, Any]:
     if settings.is_vendor:
         return {"vendor_model": settings.url, "max_tokens": max(settings.max_tokens, LEAST_MAX_TOKENS)}
-    return request_parameters(settings)
+    # only where it differs: folders of earlier evaluations stay valid
+    return request_parameters(settings) | ({} if settings.prompt == "{question}" else {"prompt": settings.prompt})
 
 
 def build_report(
@@ -192,6 +206,7 @@ def build_report(
     return {
         "kind": "evaluation",
         "model": settings.target,
+        "target": version_of(result.served),
         "url": settings.base_url,
         "golden": {
             "name": golden.name,

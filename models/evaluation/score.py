@@ -12,8 +12,8 @@ from models.evaluation.answers import Answer
 from models.golden import RULES, GoldenItem
 from models.golden.structured import JsonFields
 from models.stats import (
+    block_quantile,
     calibration_error_interval,
-    quantile,
     reliability,
     risk_coverage,
     wilson,
@@ -40,7 +40,8 @@ def score(items: Sequence[GoldenItem], answers: Mapping[str, Answer], *, seed: i
         for item in items
         if not _ok(answers, item)
     )
-    latencies = [a.latency_ms for a in given if a.latency_ms is not None]
+    # in order of time: neighbours waited in one queue
+    latencies = [a.latency_ms for a in sorted(given, key=lambda a: a.at) if a.latency_ms is not None]
     return {
         "accuracy": share(items, right),
         "accuracy_answered": share([i for i in items if _ok(answers, i)], right),
@@ -50,7 +51,9 @@ def score(items: Sequence[GoldenItem], answers: Mapping[str, Answer], *, seed: i
         "answered": len(given),
         "truncated": sum(1 for a in given if a.finish_reason == "length"),
         "errors": dict(sorted(failed.items(), key=str)),
-        "latency_ms": {f"p{round(100 * q)}": quantile(latencies, q).as_dict() for q in (0.50, 0.95, 0.99)},
+        "latency_ms": {
+            f"p{round(100 * q)}": block_quantile(latencies, q, seed=seed).as_dict() for q in (0.50, 0.95, 0.99)
+        },
         "calibration": _calibration(given, right, seed),
         "risk_coverage": _risk_coverage(given, right),
         "cost": _cost(given, right),

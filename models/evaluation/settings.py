@@ -31,6 +31,8 @@ class EvaluationSettings:
         max_usd: spend limit for a vendor; required there.
         prices: file with price rows of one's own.
         vendor_url: another address of a vendor's API.
+        temperature, sampling_seed: of the answers; 0 is greedy.  Not for a vendor.
+        prompt: the question as it is sent; `{question}` stands for the item's own.
 
     Raises:
         UsageError: a value is out of range.
@@ -50,6 +52,9 @@ class EvaluationSettings:
     max_usd: Decimal | None = None
     prices: Path | None = None
     vendor_url: str | None = None
+    temperature: float = 0.0
+    sampling_seed: int | None = None
+    prompt: str = "{question}"
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -68,6 +73,13 @@ class EvaluationSettings:
                 raise UsageError(f"must be at least {lowest}{upto}", field=name, value=value)
         if not math.isfinite(self.timeout_s) or self.timeout_s <= 0:
             raise UsageError("must be a positive number of seconds", field="timeout", value=self.timeout_s)
+        if not 0 <= self.temperature <= 2:
+            raise UsageError("must lie between 0 and 2", field="temperature", value=self.temperature)
+        if self.is_vendor and self.temperature:
+            fix = "leave it out: vendors differ in what they allow"
+            raise UsageError("is for served models", field="temperature", value=self.temperature, fix=fix)
+        if "{question}" not in self.prompt:
+            raise UsageError("does not hold {question}", field="variant", value=self.prompt)
         if not self.is_vendor and not self.model.strip():
             raise UsageError("must not be empty", field="model", value=self.model, fix="give --model")
 
@@ -75,6 +87,10 @@ class EvaluationSettings:
     def is_vendor(self) -> bool:
         """Whether `url` names a vendor's model."""
         return self.url.partition("/")[0] in VENDORS
+
+    def question(self, text: str) -> str:
+        """Return an item's question as it is sent."""
+        return self.prompt.replace("{question}", text)
 
     @property
     def target(self) -> str:

@@ -23,6 +23,7 @@ class VendorClient:
     def __init__(self, settings: EvaluationSettings):
         assert settings.max_usd is not None, "EvaluationSettings requires it"
         self.spend = SpendLimit(settings.max_usd)
+        self._question = settings.question
         self._max_tokens = max(settings.max_tokens, LEAST_MAX_TOKENS)
         self._provider = open_provider(
             settings.url,
@@ -54,7 +55,7 @@ class VendorClient:
         """
         image = ImagePart(item.image_bytes(), item.media_type, item.width, item.height)
         try:
-            reply = await self._provider.ask(Ask(item.question, (image,), max_tokens=self._max_tokens))
+            reply = await self._provider.ask(Ask(self._question(item.question), (image,), max_tokens=self._max_tokens))
         except ProviderError as error:
             if isinstance(error, UsageError):
                 raise

@@ -1,0 +1,82 @@
+"""A registry version as the target of an evaluation: it is served for as long as it is asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from models.support.errors import CheckFailed
+
+ROOT = Path(__file__).resolve().parents[2]
+MARK = "fovea-version.json"
+_REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*@(live|canary|\d+)")
+
+
+def is_version(target: str) -> bool:
+    """Return whether `target` is a registry version, `name@3` or `name@live`, and no address."""
+    return _REF.fullmatch(target) is not None
+
+
+def version_of(served: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return name, version and digest of what an endpoint serves; None when it serves no checkout of the registry.
+
+    `served` is the endpoint's own entry for the model: vLLM names the folder that it loaded as `root`, and a checkout
+    holds a file that says which version it is.  An endpoint on another machine cannot be looked into.
+    """
+    try:
+        return dict(json.loads((Path(str(served["root"])) / MARK).read_text("utf-8")))
+    except (KeyError, OSError, ValueError, TypeError):
+        return None
+
+
+@contextmanager
+def served_version(ref: str, store: str | None) -> Iterator[tuple[str, str]]:
+    """Serve a version with `fovea serve` on a free port of this machine; yield its address and model name.
+
+    Raises:
+        UsageError: there is no such version.
+        CheckFailed: it is damaged, or the stack did not start (the end of its log is in the message).
+    """
+    import yaml
+
+    from models.registry import open_registry
+
+    found = open_registry(store).resolve(ref)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    stack = {"models": [{"name": found.version.name, "source": str(found.folder)}], "listen": {"port": port}}
+    with tempfile.TemporaryDirectory(prefix="fovea-evaluate-") as folder:
+        path, log = Path(folder) / "stack.yaml", Path(folder) / "serve.log"
+        path.write_text(yaml.safe_dump(stack), "utf-8")
+        command = [sys.executable, "-m", "fovea", "serve", str(path), "--json"]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        print(f"serving {found.version.ref} to ask it", file=sys.stderr)
+        with log.open("w") as errors:
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, start_new_session=True
+            )
+        try:
+            assert process.stdout is not None
+            if not any(line.startswith("{") and json.loads(line).get("ready") for line in process.stdout):
+                end = " ".join(log.read_text("utf-8", "replace").split()[-40:])
+                raise CheckFailed(f"the stack did not start: {end}", field="version", value=found.version.ref)
+            yield f"http://127.0.0.1:{port}/v1", found.version.name
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                try:
+                    process.wait(90)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
