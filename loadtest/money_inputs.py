@@ -109,6 +109,8 @@ def _short(value: object) -> str:
         return ", ".join(f"{k} {_short(v)}" for k, v in value.items())
     if isinstance(value, list | tuple):
         return "; ".join(_short(v) for v in value)
+    if isinstance(value, float):
+        return f"{Decimal(repr(value)):f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 

@@ -13,9 +13,9 @@ from models.support.html import Axis, Page, Series, details, line, table
 
 HEAD = (
     "", "image tokens a query", "$/query", "$/right answer", "$ a month", "break-even, queries a month",
-    "payback, months", "how", "price since", "source, and when it was read",
+    "payback, months", "how", "price since", "read, source",
 )  # fmt: skip
-TEXT = (0, 1, 7, 8, 9)
+TEXT = (0, 1, 7)
 # What the terminal shows of the book beside every measured baseline: four models of each vendor, large and small
 SHOWN = (
     "gpt-4o", "gpt-4o-mini", "gpt-4.1", "gpt-5", "gemini-2.5-pro", "gemini-2.5-flash", "gemini-3.1-pro",
@@ -51,6 +51,18 @@ def rows_of(part: Mapping[str, Any], models: Collection[str] | None = None) -> t
     return [HEAD[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
+def noted(head: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]], list[str]]:
+    """Return the table with the sources as notes below it, one for each: (head, rows, notes)."""
+    if HEAD[-1] not in head:
+        return head, rows, []
+    notes: dict[str, int] = {}
+    for row in rows:
+        source, _, read = row[-1].rpartition(", read ")
+        if source:
+            row[-1] = f"{read} [{notes.setdefault(source, len(notes) + 1)}]"
+    return head, rows, [f"[{number}] {source}" for source, number in notes.items()]
+
+
 def text_columns(head: Sequence[str]) -> list[int]:
     """Return the columns of `rows_of` that are aligned left."""
     return [i for i, name in enumerate(head) if HEAD.index(name) in TEXT]
@@ -64,7 +76,7 @@ def _row(row: Mapping[str, Any], once: bool) -> list[str]:
     n = f", n = {row['n']:,}" if row["n"] else ""
     return [
         f"{row['vendor']} {row['model']}",
-        f"{row['image_tokens']} ({row['image_rule']})" if row["image_rule"] else row["image_tokens"] or "",
+        "" if row["image_tokens"] in (None, "0") else f"{row['image_tokens']} ({row['image_rule']})",
         usd(query),
         usd(right) if right else f"at least {usd(query)}",
         usd(row["usd_per_month"]),
@@ -86,8 +98,10 @@ def add_cost(page: Page, part: Mapping[str, Any], *, headline: bool = True) -> N
     fall = waterfall(parts, title="Dollars a month, by part", show=dollars, total="a month")
     page.add(fall, curve(part))
     page.add(_tornado(part), _right(part))
-    head, rows = rows_of(part)
+    head, rows, sources = noted(*rows_of(part))
     page.add(table(head, rows, text_columns(head)))
+    for source in sources:
+        page.text(source, note=True)
     if part["left_out"]:
         page.text(f"No image-token rule is known for {', '.join(part['left_out'])}: left out.", note=True)
     page.text(
@@ -190,8 +204,8 @@ def terminal(part: Mapping[str, Any], most: int = 12) -> str:
     priced = [row["model"] for row in part["baselines"] if not row["measured"]]
     first = [m for m in priced if any(name.endswith(f" {m}") for name in drawn)]
     chosen = list(dict.fromkeys([*first, *(m for m in SHOWN if m in priced), *priced]))[:most]
-    head, rows = rows_of(part, chosen)
-    lines += ["", columns(head, rows)]
+    head, rows, sources = noted(*rows_of(part, chosen))
+    lines += ["", columns(head, rows), *sources]
     if len(priced) > len(chosen):
         lines.append(f"({len(priced) - len(chosen)} more models of the price book: see --json or the page)")
     if part["left_out"]:

@@ -131,8 +131,8 @@ class Stage(_Strict):
     def how(self) -> str:
         """The price in words."""
         if self.usd_per_query is not None:
-            return f"${self.usd_per_query}"
-        return f"{self.units_per_query} {self.unit} x ${self.usd_per_unit}"
+            return f"${self.usd_per_query:f}"
+        return f"{self.units_per_query:f} {self.unit} x ${self.usd_per_unit:f}"
 
 
 class Escalation(_Strict):

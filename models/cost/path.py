@@ -103,11 +103,11 @@ def path_cost(forecast: Forecast, book: PriceBook | None = None) -> PathCost:
         parts.append(_escalation_part(forecast, prices))
     if (review := forecast.review) is not None:
         dollars = queries * review.rate * review.minutes * review.usd_per_hour / 60
-        how = f"{queries:,} x {review.rate:%} x {review.minutes} min x ${review.usd_per_hour}/h"
+        how = f"{queries:,} x {review.rate:%} x {review.minutes} min x ${review.usd_per_hour:f}/h"
         parts.append(Part("review by people", dollars, how))
     if (failure := forecast.failure) is not None:
         dollars = queries * failure.rate * failure.usd_each
-        parts.append(Part("failures", dollars, f"{queries:,} x {failure.rate:%} x ${failure.usd_each}"))
+        parts.append(Part("failures", dollars, f"{queries:,} x {failure.rate:%} x ${failure.usd_each:f}"))
     parts += [Part(name, dollars, "a month") for name, dollars in forecast.monthly_usd.items()]
     return PathCost(tuple(parts), forecast.queries_per_month, forecast.success_rate)
 
@@ -136,10 +136,10 @@ def _machine_parts(serving: SelfHosted, queries: Decimal, retries: Decimal) -> l
     total = count * serving.usd_per_hour * HOURS_PER_MONTH
     per_attempt = serving.usd_per_hour / (serving.capacity_rps * SECONDS_PER_HOUR)
     busy, again = queries * per_attempt, retries * per_attempt
-    parts = [Part("machines, busy", busy, f"{queries:,} at {serving.capacity_rps}/s x ${serving.usd_per_hour}/h")]
+    parts = [Part("machines, busy", busy, f"{queries:,} at {serving.capacity_rps}/s x ${serving.usd_per_hour:f}/h")]
     if retries:
         parts.append(Part("retries", again, f"{retries:,.0f} more attempts on the same machines"))
-    idle = f"{count} machines x {HOURS_PER_MONTH} h x ${serving.usd_per_hour}, less the busy part"
+    idle = f"{count:,} x {HOURS_PER_MONTH} h x ${serving.usd_per_hour:f}/h, less the busy part"
     parts.append(Part("machines, idle", total - busy - again, idle))
     if serving.overhead:
         parts.append(Part("machine overhead", total * serving.overhead, f"{serving.overhead:%} of ${total:f}"))
