@@ -7,6 +7,7 @@ tenant and keys, cache key, route, confidence and cost have their place in `note
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,10 @@ import orjson
 from serving.errors import ApiError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from starlette.types import Receive, Scope
 
     from serving.layers.identify import Identity
-    from serving.layers.screen import Found
+    from serving.layers.screen import Opened
     from serving.media import Picture
 
 KEY = "fovea"
@@ -36,26 +36,39 @@ class Exchange:
         request_id: the client's `x-request-id`, or a new one.
         started: `time.perf_counter()` when the request entered.
         body: raw request body, set once it was read.
-        found: images of the request with the accepted header and the encoded size in bytes; nothing is decoded yet.
+        found: images of the request whose header was accepted.
         pictures: screened images in the order of the request.
+            Their pixels may still be missing: `decode` before going on to the engine.
         places: for each picture of a chat message, the index of the message and of the part in its content.
         image_tokens: prompt tokens that the pictures take, by the model's own rule.
         identity: who is asking, where the stack asks for keys.
         error_kind: why the request failed, a word of bounded cardinality (metrics label), or None.
+        pending: decodes `pictures`, when that was put off.
         notes: what layers of other issues leave for one another.
     """
 
     request_id: str
     started: float = field(default_factory=time.perf_counter)
     body: bytes | None = None
-    found: list[tuple[Found, Image, int]] = field(default_factory=list)
+    found: list[Opened] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     places: list[tuple[int, int]] = field(default_factory=list)
     image_tokens: int = 0
     identity: Identity | None = None
     error_kind: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    pending: Callable[[], Awaitable[None]] | None = None
     _json: Any = None
+
+    async def decode(self) -> None:
+        """Decode the pictures that only their digest was needed of so far.
+
+        Raises:
+            ApiError: 400, 413 or 503, as the layer `screen` raises them.
+        """
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            await pending()
 
     @property
     def tenant(self) -> str:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from models.cost.ledger import Tariff
 from models.support.errors import UsageError
+from serving.recall.section import Recall
 from serving.section import Section
 from serving.tenants import Admission, Identify, Quota, Tenant
 
@@ -173,6 +174,7 @@ class Stack(Section):
     media: Media | None = Field(default_factory=Media, description="Image screening; null passes media on unchecked.")
     identify: Identify | None = Field(None, description="API keys and tenants; required when not on loopback.")
     admit: Admission | None = Field(None, description="Limits of each tenant: rates, concurrency, budget.")
+    recall: Recall | None = Field(None, description="Answers that were given before: exact cache, coalescing.")
     metrics: bool = Field(True, description="Count and time requests, and serve `/metrics`.")
     money: Tariff | None = Field(None, description="Dollars per tenant and model, and what a vendor would charge.")
     ready: Ready = Field(default_factory=Ready, description="Readiness probe.")
@@ -200,6 +202,8 @@ class Stack(Section):
                 )
             if tenant.limits and not self.admit:
                 raise ValueError(f"identify.tenants: {tenant.name!r} has limits; add the section `admit`, be it empty")
+        if self.recall and not self.media:
+            raise ValueError("recall needs the section `media`: answers are kept by the pixels of their images")
         if self.admit:
             quotas = [self.admit.default, *(tenant.limits for tenant in tenants if tenant.limits)]
             if any(quota.usd_per_month for quota in quotas) and not self.money:

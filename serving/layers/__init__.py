@@ -13,6 +13,7 @@ from serving.layers.admit import Admit
 from serving.layers.identify import Identify
 from serving.layers.money import Count
 from serving.layers.quota import Quota
+from serving.layers.recall import Recall
 from serving.layers.record import Record
 from serving.layers.screen import Look, Screen
 
@@ -29,6 +30,7 @@ LAYERS: tuple[tuple[Callable[[Stack], object], type[Any]], ...] = (
     (lambda stack: stack.media, Look),
     (lambda stack: stack.admit, Quota),
     (lambda stack: stack.media, Screen),
+    (lambda stack: stack.recall, Recall),
 )
 
 

@@ -122,10 +122,11 @@ class Quota:
     def _costs(self, exchange: Exchange, scope: Scope) -> tuple[int, int, int]:
         """Return what a request may take: (1, tokens, image tokens)."""
         count_tokens = FACTS.image_tokens
-        images = sum(count_tokens(image.width, image.height) for _, image, _ in exchange.found) if count_tokens else 0
+        sizes = [opened.image.size for opened in exchange.found]
+        images = sum(count_tokens(*size) for size in sizes) if count_tokens else 0
         exchange.image_tokens = images
         body = exchange.body or b""
-        text = max(0, len(body) - sum(len(item.url) for item, _, _ in exchange.found))
+        text = max(0, len(body) - sum(len(opened.item.url) for opened in exchange.found))
         answer = 0
         if api_path(scope) != "/v1/embeddings" and content_type(scope) not in FORMS:
             parsed = exchange.json()

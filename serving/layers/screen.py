@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import io
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from serving.errors import ApiError
 from serving.exchange import FORMS, api_path, content_type, exchange_of
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from serving.stack import Media, Model, Stack
 
 CHAT = "/v1/chat/completions"
+SEEN = 50_000
+"""Files whose pixels' digest is remembered, about 300 bytes each."""
 
 
 @dataclass(slots=True)
@@ -45,6 +49,15 @@ class Found:
     place: tuple[int, int] | None = None
 
 
+@dataclass(slots=True)
+class Opened:
+    """An image whose header was accepted: what was found, the file, and Pillow's image with no pixel decoded yet."""
+
+    item: Found
+    data: bytes
+    image: Image.Image
+
+
 class Look:
     """Finds a request's images and judges their headers: layers between it and `Screen` know the sizes."""
 
@@ -61,8 +74,7 @@ class Look:
             # a form is an upload of audio; vLLM's JSON endpoints refuse it, and so does ours
             if exchange.body and (content_type(scope) not in FORMS or api_path(scope) == CHAT):
                 for item in self._find(exchange.json()):
-                    image, size = await header_of(item, self.limits)
-                    exchange.found.append((item, image, size))
+                    exchange.found.append(await header_of(item, self.limits))
         await self.app(scope, receive, send)
 
     def _find(self, body: dict[str, Any]) -> list[Found]:
@@ -83,36 +95,78 @@ class Look:
 
 
 class Screen:
-    """Decodes the images that `Look` found, and puts the clean pictures in their place."""
+    """Decodes the images that `Look` found, and puts the clean pictures in their place.
+
+    Where the stack recalls answers, a file that was seen before is not decoded until somebody needs its pixels: its
+    pixels' digest is remembered by the file's own.
+    """
 
     held = 0
     """Pixels of decoded pictures that running requests hold, in this process."""
+    seen: ClassVar[OrderedDict[bytes, tuple[str, str, int, int]]] = OrderedDict()
+    """Digest of a file -> pixel digest, format, width and height of the picture in it."""
 
     def __init__(self, app: ASGIApp, stack: Stack, model: Model):
         assert stack.media is not None
-        self.app, self.limits = app, stack.media
+        self.app, self.limits, self.remember = app, stack.media, stack.recall is not None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchange_of(scope) if scope["type"] == "http" else None
         if exchange is None or not exchange.found:
             await self.app(scope, receive, send)
             return
+        direct = api_path(scope) == CHAT
+        if direct:
+            exchange.places = [place_of(opened.item) for opened in exchange.found]
         taken = 0
-        try:
-            for item, image, size in exchange.found:
-                pixels = image.width * image.height
+
+        async def decode() -> None:
+            nonlocal taken
+            pictures = []
+            for opened in exchange.found:
+                pixels = opened.image.width * opened.image.height
                 self._hold(pixels)
                 taken += pixels
-                exchange.pictures.append(await decoded(image, size, item.param))
-            if api_path(scope) == CHAT:
-                exchange.places = [place_of(item) for item, _, _ in exchange.found]
-            else:
-                for (item, _, _), picture in zip(exchange.found, exchange.pictures, strict=True):
-                    item.put(await asyncio.to_thread(as_png_uri, picture))
+                pictures.append(await decoded(opened.image, len(opened.data), opened.item.param))
+            exchange.pictures = pictures
+
+        async def place() -> None:
+            if not direct:
+                for opened, picture in zip(exchange.found, exchange.pictures, strict=True):
+                    opened.item.put(await asyncio.to_thread(as_png_uri, picture))
                 exchange.replace_body(exchange.json())
+
+        async def decode_and_place() -> None:
+            await decode()
+            await place()
+
+        try:
+            if not self.remember:
+                await decode_and_place()
+            elif seen := self._seen(exchange.found):
+                exchange.pictures, exchange.pending = seen, decode_and_place
+            else:
+                await decode()
+                self._remember(exchange.found, exchange.pictures)
+                exchange.pending = place
             await self.app(scope, receive, send)
         finally:
             Screen.held -= taken
+
+    def _seen(self, found: list[Opened]) -> list[Picture]:
+        """Return the pictures without their pixels, when all of them were seen before."""
+        known = [Screen.seen.get(file_digest(opened.data)) for opened in found]
+        return (
+            [Picture(opened.image, *seen, len(opened.data)) for seen, opened in zip(known, found, strict=True) if seen]
+            if all(known)
+            else []
+        )
+
+    def _remember(self, found: list[Opened], pictures: list[Picture]) -> None:
+        for opened, picture in zip(found, pictures, strict=True):
+            Screen.seen[file_digest(opened.data)] = (picture.digest, picture.format, picture.width, picture.height)
+        while len(Screen.seen) > SEEN:
+            Screen.seen.popitem(last=False)
 
     def _hold(self, pixels: int) -> None:
         if Screen.held and Screen.held + pixels > self.limits.pixels_inside:
@@ -131,12 +185,17 @@ async def screen(item: Found, limits: Media) -> Picture:
     Raises:
         ApiError: 400 or 413, with the part at fault.
     """
-    image, size = await header_of(item, limits)
-    return await decoded(image, size, item.param)
+    opened = await header_of(item, limits)
+    return await decoded(opened.image, len(opened.data), item.param)
 
 
-async def header_of(item: Found, limits: Media) -> tuple[Image.Image, int]:
-    """Return an image whose header was accepted, not decoded yet, and its encoded size in bytes.
+def file_digest(data: bytes) -> bytes:
+    """Return the BLAKE2b-256 of a file."""
+    return hashlib.blake2b(data, digest_size=32).digest()
+
+
+async def header_of(item: Found, limits: Media) -> Opened:
+    """Return an image whose header was accepted, not decoded yet.
 
     Raises:
         ApiError: 400 or 413, with the part at fault.
@@ -153,7 +212,7 @@ async def header_of(item: Found, limits: Media) -> tuple[Image.Image, int]:
             kind="bad_image_url",
             param=item.param,
         )
-    return open_header(data, limits, item.param), len(data)
+    return Opened(item, data, open_header(data, limits, item.param))
 
 
 async def decoded(image: Image.Image, size: int, param: str) -> Picture:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,5 +47,6 @@ def fresh_process_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(Straight, "target", None)
     monkeypatch.setattr(Straight, "prefix", "")
     monkeypatch.setattr(Screen, "held", 0)
+    monkeypatch.setattr(Screen, "seen", OrderedDict())
     yield
     assert Admit.gate.inside == 0 and Admit.gate.empty.is_set()

@@ -1,0 +1,187 @@
+"""Was it answered before: an exact cache and, for requests that run at the same time, one generation for all.
+
+`x-fovea-cache` of an answer says `hit` (with `age`, seconds), `coalesced`, `miss` or `bypass`.  A hit needs no pixel to
+be decoded when the same file was seen before.  Clients steer with `Cache-Control` (no-store, no-cache, max-age,
+only-if-cached), `x-fovea-cache: sampled` and `x-fovea-cache-tags: a,b`; operators with
+`POST /fovea/cache/purge {"all": true}` or `{"tenant" | "model" | "version" | "tag": NAME}`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from models.support.errors import UsageError
+from serving.errors import ApiError, StoreDown
+from serving.exchange import FORMS, Exchange, api_path, content_type, exchange_of
+from serving.facts import FACTS
+from serving.metrics import METRICS
+from serving.recall.flight import Flight, left
+from serving.recall.key import KEPT, Control, control_of, is_whole, key_of, may_be_kept
+from serving.recall.store import Answers, Entry
+from serving.recall.version import version_of
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from serving.stack import Model, Stack
+
+logger = logging.getLogger("fovea.serving")
+PURGE = "/fovea/cache/purge"
+SCOPES = ("tenant", "model", "version", "tag")
+
+
+class Recall:
+    """See the module's docstring."""
+
+    def __init__(self, app: ASGIApp, stack: Stack, model: Model):
+        assert stack.recall is not None
+        self.app, self.section, self.model = app, stack.recall, model
+        self.local = stack.listen.local
+        self.answers = Answers(stack.recall)
+        self.flights: dict[bytes, Flight] = {}
+        self.version = ""
+        self.writes: set[asyncio.Task[None]] = set()
+        self.count = METRICS.recalled if stack.metrics else None
+
+    async def start(self) -> None:
+        """Find out which model it is, and reach the store once.
+
+        Raises:
+            UsageError: it cannot be reached, and `on_failure` is `refuse`.
+        """
+        self.version = await asyncio.to_thread(version_of, self.model)
+        try:
+            await self.answers.refresh()
+        except StoreDown as error:
+            if self.section.on_failure == "refuse":
+                fix = "start the store, or set `on_failure: open`"
+                raise UsageError(f"cannot reach the kept answers: {error}", field="recall.store", fix=fix) from error
+            self.answers.down(error)
+
+    async def stop(self) -> None:
+        """Write what is not written yet and close the store."""
+        await asyncio.gather(*self.writes, return_exceptions=True)
+        await self.answers.shelf.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or "fovea.canary" in scope:
+            await self._pass(scope, receive, send)
+            return
+        path = api_path(scope)
+        if path == PURGE:
+            await self._purge(exchange_of(scope), send)
+            return
+        exchange = exchange_of(scope)
+        if path not in KEPT or not exchange.body or content_type(scope) in FORMS:
+            await self._pass(scope, receive, send)
+            return
+        control = control_of(scope)
+        sampled = self.section.sampled or control.sampled
+        if control.no_store or not may_be_kept(exchange.json(), path, sampled, FACTS.temperature):
+            self._counted("bypass")
+            await self._pass(scope, receive, _marked(send, b"bypass"))
+            return
+        key = key_of(exchange, path, self.model.name, self.version)
+        if not control.no_cache and await self._recall(key, control, exchange, send):
+            return
+        if control.only_cached:
+            raise ApiError(504, "There is no kept answer, and the request allows no other.", kind="not_cached")
+        await self._generate(key, control, path, scope, receive, send)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            await exchange_of(scope).decode()
+        await self.app(scope, receive, send)
+
+    async def _recall(self, key: bytes, control: Control, exchange: Exchange, send: Send) -> bool:
+        entry = await self.answers.get(key)
+        age = 0 if entry is None else max(0, int(time.time() - entry.created))
+        if entry is None or (control.max_age is not None and age > control.max_age):
+            return False
+        exchange.notes["recalled"] = True
+        exchange.image_tokens = entry.image_tokens
+        self._counted("hit")
+        headers = [(b"content-type", entry.content_type), (b"x-fovea-cache", b"hit"), (b"age", str(age).encode())]
+        if entry.content_type.startswith(b"text/event-stream"):
+            headers.append((b"cache-control", b"no-cache"))
+        else:
+            headers.append((b"content-length", str(len(entry.body)).encode()))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": entry.body})
+        return True
+
+    async def _generate(
+        self, key: bytes, control: Control, path: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        exchange = exchange_of(scope)
+        flight = self.flights.get(key) if self.section.coalesce and not control.no_cache else None
+        if flight is not None and flight.open:
+            exchange.notes["recalled"] = True
+            state = b"coalesced"
+        else:
+            names = ("all", f"tenant:{exchange.tenant}", f"model:{self.model.name}", f"version:{self.version}")
+            scopes = self.answers.scopes((*names, *(f"tag:{tag}" for tag in control.tags)))
+            flight = self.flights[key] = Flight(exchange, lambda done: self._ended(key, path, scopes, done))
+            await flight.begin(self.app, scope)
+            state = b"miss"
+        self._counted(state.decode())
+        await receive()  # the body, which the exchange has
+        watch = asyncio.create_task(left(receive))
+        try:
+            await flight.pass_on(_marked(send, state), exchange, watch)
+        finally:
+            watch.cancel()
+
+    def _ended(self, key: bytes, path: str, scopes: dict[str, int], flight: Flight) -> None:
+        """Keep what a generation said, if it is one to keep."""
+        if self.flights.get(key) is flight:
+            del self.flights[key]
+        body = b"".join(flight.pieces)
+        if flight.status != 200 or flight.error or flight.exchange.error_kind or len(body) > self.section.entry_bytes:
+            return
+        if flight.complete and is_whole(path, flight.content_type, body):
+            entry = Entry(flight.content_type, body, time.time(), scopes, flight.exchange.image_tokens)
+            task = asyncio.create_task(self.answers.put(key, entry))
+            self.writes.add(task)
+            task.add_done_callback(self.writes.discard)
+
+    async def _purge(self, exchange: Exchange, send: Send) -> None:
+        if exchange.identity is None and not self.local:
+            raise ApiError(403, "This needs a key of a role that may operate.", kind="role_not_allowed")
+        asked = exchange.json()
+        scopes = [f"{name}:{asked[name]}" for name in SCOPES if isinstance(asked.get(name), str)]
+        if asked.get("all") is True:
+            scopes.append("all")
+        if not scopes or len(scopes) != len(asked):
+            text = 'Write {"all": true}, or names: {"tenant" | "model" | "version" | "tag": NAME}.'
+            raise ApiError(400, text, kind="bad_field")
+        try:
+            for name in scopes:
+                await self.answers.purge(name)
+        except StoreDown as error:
+            raise ApiError(503, "The kept answers cannot be reached.", kind="store_down", retry_after=1) from error
+        body = orjson.dumps({"purged": scopes})
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _counted(self, result: str) -> None:
+        if self.count is not None:
+            self.count.labels(self.model.name, result).inc()
+
+
+def _marked(send: Send, state: bytes) -> Send:
+    """Return a `send` that adds the header that says where the answer is from."""
+
+    async def marked(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers: list[Any] = [*message.get("headers", ()), (b"x-fovea-cache", state)]
+            message = {**message, "headers": headers}
+        await send(message)
+
+    return marked
