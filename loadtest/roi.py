@@ -18,7 +18,7 @@ from loadtest.roi_data import Datum, gather, pick
 from models.cost.compare import payback_months
 from models.cost.forecast import Amount, Share
 from models.cost.roi import MONTHS, Roi, labour_saved
-from models.prices import Money
+from models.prices import Money, reason
 from models.support.errors import UsageError
 
 
@@ -156,8 +156,9 @@ def parse_roi(given: Mapping[str, Any], where: str) -> RoiConfig:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"]) or "the file"
         value = first["input"] if isinstance(first["input"], str | int | float) else None
-        message = first["msg"].removeprefix("Value error, ").lower()
-        raise UsageError(message, field=f"{where}: {key}", value=value, fix="see docs/money.md, ROI") from error
+        raise UsageError(
+            reason(first["msg"]), field=f"{where}: {key}", value=value, fix="see docs/money.md, ROI"
+        ) from error
 
 
 def compute(config: RoiConfig, where: str) -> dict[str, Any]:

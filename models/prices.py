@@ -289,11 +289,13 @@ def _parse_row(raw: object, kind: type[T], where: str) -> T:
         key = ".".join(str(part) for part in first["loc"]) or "row"
         field = f"{where}{f' ({name})' if name else ''}: {key}"
         value = None if isinstance(first["input"], dict) else str(first["input"])
-        raise UsageError(_reason(first["msg"]), field=field, value=value, fix="correct the row") from error
+        raise UsageError(reason(first["msg"]), field=field, value=value, fix="correct the row") from error
 
 
-def _reason(message: str) -> str:
-    return message.removeprefix("Value error, ").removesuffix(".").lower() if message else "wrong"
+def reason(message: str) -> str:
+    """Return what pydantic says as the middle of a sentence; names and values in it keep their letters."""
+    text = message.removeprefix("Value error, ").removesuffix(".")
+    return text[:1].lower() + text[1:] if text else "wrong"
 
 
 def stale_rows(rows: Iterable[PriceRow], today: dt.date | None = None) -> list[PriceRow]:

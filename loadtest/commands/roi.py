@@ -151,12 +151,12 @@ def page(data: Mapping[str, Any]) -> str:
             total="costs",
         ),
     )
-    once = sum(float(c["usd"]) for c in data["costs"] if c["once"])
-    monthly = (float(data["benefit_usd_per_year"]) - float(data["yearly_cost_usd"])) / 12
-    x = [float(m) for m in range(MONTHS_SHOWN + 1)]
+    once = sum((Decimal(c["usd"]) for c in data["costs"] if c["once"]), Decimal(0))
+    yearly = Decimal(data["benefit_usd_per_year"]) - Decimal(data["yearly_cost_usd"])
+    months = range(MONTHS_SHOWN + 1)
     marks = [(float(data["payback_months"]), "paid back")] if data["payback_months"] else []
     marks = [mark for mark in marks if mark[0] <= MONTHS_SHOWN]
-    net = Series("net", x, [monthly * m - once for m in x])
+    net = Series("net", [float(m) for m in months], [float(yearly * m / 12 - once) for m in months])
     out.add(
         line(
             [net],

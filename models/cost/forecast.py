@@ -20,7 +20,7 @@ from pydantic import (
 
 from models.cost.usage import MeasuredUsage, UsageGroup
 from models.machines import Kind, MachineBook, load_machines
-from models.prices import Money, parse_money
+from models.prices import Money, parse_money, reason
 from models.support.errors import UsageError
 
 HOURS_PER_MONTH = Decimal(730)  # 8,760 hours a year / 12
@@ -219,7 +219,6 @@ def parse_forecast(data: Mapping[str, Any], where: str = "forecast", machines: M
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         value = None if isinstance(first["input"], Mapping) else str(first["input"])
-        message = first["msg"].removeprefix("Value error, ").lower()
         raise UsageError(
-            message, field=f"{where}: {key or 'the file'}", value=value, fix="correct the forecast"
+            reason(first["msg"]), field=f"{where}: {key or 'the file'}", value=value, fix="correct the forecast"
         ) from error

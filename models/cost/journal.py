@@ -25,7 +25,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.cost.ledger import Finished
-from models.prices import Money
+from models.prices import Money, reason
 from models.support.errors import UsageError
 
 logger = logging.getLogger("fovea.money")
@@ -178,7 +178,8 @@ def _parsed(text: bytes, where: str) -> Line:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ").lower()
         value = None if isinstance(first["input"], dict | bytes | list) else str(first["input"])[:80]
         fix = "mend or remove the line"
-        raise UsageError(message, field=f"{where}: {key}" if key else where, value=value, fix=fix) from error
+        raise UsageError(
+            reason(first["msg"]), field=f"{where}: {key}" if key else where, value=value, fix=fix
+        ) from error

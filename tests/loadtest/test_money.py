@@ -117,6 +117,39 @@ def test_each_baseline_is_the_same_month_elsewhere() -> None:
     assert 0 < at < len(own) and own[at - 1] > vendor[at - 1] and own[at] <= vendor[at]
 
 
+def test_a_looked_up_machine_stands_among_the_assumptions(
+    files: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"provider": "us", "machine": "box", "kind": "reserved", "usd_per_hour": "0.33", "source": "our contract"}
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump({"rows": [{**row, "read": "2026-11-01"}]}))
+    forecast = {**FORECAST, "serving": {"machine": {"name": "box"}, "capacity_rps": 4, "utilization": 0.4}}
+    assert main([*files(forecast), "--machines", str(tmp_path / "m.yaml"), "--json"]) == 0
+    found = {a["name"]: a for a in json.loads(capsys.readouterr().out)["assumptions"]}
+    assert found["usd_per_hour"]["value"] == "0.33" and "our contract" in found["usd_per_hour"]["source"]
+    assert main(files(forecast)) == 2
+    assert "no price for this machine" in capsys.readouterr().err
+
+
+def test_twelve_vendor_models_with_tokens_sources_and_dates(
+    files: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(files(FORECAST)) == 0
+    out = capsys.readouterr().out
+    rows = [line for line in out.splitlines() if "priced, not measured  " in line]
+    assert len(rows) == 12 and sum("openai " in r for r in rows) >= 3 and sum("anthropic " in r for r in rows) >= 3
+    # each with its vendor's image tokens and rule, since when the price holds, when it was read, and a note
+    assert all(re.search(r" \d+ \([a-z-]+\) .* \d{4}-\d\d-\d\d +\d{4}-\d\d-\d\d.*\[\d+\]$", r) for r in rows)
+    notes = set(re.findall(r"\[(\d+)\]$", "\n".join(rows), re.MULTILINE))
+    assert all(re.search(rf"^\[{n}\] \S+", out, re.MULTILINE) for n in notes) and "more models" in out
+
+
+def test_a_model_without_an_image_rule_is_left_out_and_named(
+    files: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(files(FORECAST, prices={**ROW, "vendor": "us", "model": "our-vlm"})) == 0
+    assert "no image-token rule is known for our-vlm: left out" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("scored", [True, False])
 def test_answers_that_were_not_scored_are_not_called_right(scored: bool) -> None:
     report = copy.deepcopy(REPORT)

@@ -19,6 +19,7 @@ from models.cost.articles import other_figures, worked_examples
 from models.cost.forecast import Forecast, SelfHosted, parse_forecast
 from models.cost.path import machines_needed
 from models.cost.roi import Roi, labour_saved
+from models.machines import load_machines
 from models.prices import load_prices
 from models.support.errors import UsageError
 
@@ -95,6 +96,24 @@ class TestPath:
         assert cost.usd_per_success >= cost.usd_per_query > 0
         assert json.loads(json.dumps(cost.as_dict()))["queries_per_month"] == queries
 
+    def test_a_machine_is_looked_up_with_its_source(self, tmp_path: Path) -> None:
+        bare = {k: v for k, v in BASE["serving"].items() if k != "usd_per_hour"}
+        wanted = {**bare, "machine": {"name": "L40S", "purchase": "spot"}}
+        serving = forecast(serving=wanted).serving
+        assert isinstance(serving, SelfHosted) and serving.usd_per_hour == Decimal("0.9315")
+        assert "verda L40S spot" in serving.price_source and "read 2026-10-29" in serving.price_source
+        stated = forecast(serving={**wanted, "usd_per_hour": "7"}).serving
+        assert isinstance(stated, SelfHosted) and stated.usd_per_hour == 7 and stated.price_source == ""
+        row = {"provider": "verda", "machine": "L40S", "kind": "spot", "usd_per_hour": "0.5", "source": "a quote"}
+        (tmp_path / "m.yaml").write_text(yaml.safe_dump({"rows": [{**row, "read": "2026-11-01"}]}))
+        own = parse_forecast(BASE | {"serving": wanted}, machines=load_machines(tmp_path / "m.yaml")).serving
+        assert isinstance(own, SelfHosted) and own.usd_per_hour == Decimal("0.5")
+
+    def test_a_stage_by_unit(self) -> None:
+        stage = {"name": "speech", "usd_per_unit": "0.006", "units_per_query": 0.4, "unit": "minute", "share": 0.1}
+        part = next(p for p in path_cost(forecast(stages=[stage]), BOOK).parts if p.name == "speech")
+        assert part.usd_per_month == 240 and part.how.endswith("0.4 minute x $0.006")
+
     @given(st.integers(1, 10**8), st.integers(1, 10**7))
     def test_more_traffic_never_costs_less(self, queries: int, more: int) -> None:
         less, greater = forecast(queries_per_month=queries), forecast(queries_per_month=queries + more)
@@ -124,6 +143,17 @@ class TestPath:
             ({"serving": {**BASE["serving"], "capacity_rps": 0}}, "capacity_rps"),
             ({"review": {"rate": 0.1, "minutes": -1, "usd_per_hour": "20"}}, "review.minutes: must not be negative"),
             ({"colour": 1}, "colour"),
+            (
+                {"serving": {"kind": "self_hosted", "machine": {"name": "B900"}}},
+                "no price for this machine (got 'B900'",
+            ),
+            ({"serving": {"kind": "self_hosted", "machine": {"name": "H100", "purchase": "loan"}}}, "purchase"),
+            ({"stages": [{"name": "x"}]}, "needs either usd_per_query, or usd_per_unit with units_per_query"),
+            ({"stages": [{"name": "x", "usd_per_unit": "1"}]}, "needs either usd_per_query"),
+            (
+                {"stages": [{"name": "x", "usd_per_query": "1", "usd_per_unit": "1", "units_per_query": 1}]},
+                "needs either",
+            ),
         ],
     )
     def test_gaps_and_slips(self, change: dict[str, Any], message: str) -> None:

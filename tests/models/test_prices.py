@@ -52,6 +52,12 @@ class TestShippedBook:
             "gpt-5.2",
             "gpt-5.4",
             "gpt-5.5",
+            "gpt-5.6-sol",
+            "gpt-5-mini",
+            "gpt-5-nano",
+            "gpt-4.1-mini",
+            "gpt-4.1-nano",
+            "gemini-3-flash",
             "gemini-2.5-pro",
         ]
         families += ["gemini-2.5-flash", "gemini-3.1-pro", "claude-sonnet-4", "claude-opus-4", "claude-haiku-4-5"]
@@ -111,6 +117,8 @@ class TestShippedBook:
     def test_machines(self) -> None:
         book = load_machines()
         assert book.find("l4", kind="serverless_flex")[0].usd_per_hour == Decimal("0.68")
+        assert {r.kind for r in book.rows} >= {"on_demand", "reserved", "spot", "serverless_flex", "serverless_active"}
+        assert all(r.source and r.read for r in book.rows)
         assert {r.machine for r in book.rows} >= {"H100", "A100-80", "L40S", "L4", "c7i.large"}
         prices = [r.usd_per_hour for r in book.find("H100")]
         assert prices == sorted(prices) and len(prices) >= 4
