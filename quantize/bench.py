@@ -1,7 +1,7 @@
 """`make bench-quantize`: size, decode speed and accuracy of each scheme on this machine, in one table each.
 
 Speed and size come from a checkpoint of SmolLM2-135M's shape with random weights (`quantize/speed_model.py`), a picture
-in every prompt, 128 output tokens; bf16 and each scheme are served one after the other, in rounds of alternating order.
+in every prompt, 64 output tokens; bf16 and each scheme are served one after the other, in rounds of alternating order.
 Accuracy comes from the embedded checkpoints through the gate.  Everything is kept in the output folder: an interrupted
 benchmark continues.
 """

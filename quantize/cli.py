@@ -56,6 +56,12 @@ def _add_golden(parser: argparse.ArgumentParser, required: bool) -> None:
     parser.add_argument("--usd-per-hour", type=float, help="price of the serving machine: adds $/query to the report")
 
 
+def _add_register(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--register", metavar="NAME", help="register it as a version of NAME when it passes the gate")
+    parser.add_argument("--store", help="the registry: a folder or URL (FOVEA_REGISTRY, or runs/registry)")
+    parser.add_argument("--by", default=None, help="who registers it (the user's name)")
+
+
 def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     parser.add_argument("--scheme", default="w4a16", help="w4a16 (default), w8a8, fp8, nf4, bnb-int8, w2-trial")
@@ -67,6 +73,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replace", action="store_true", help="replace a quantized checkpoint at --out")
     _add_golden(parser, required=False)
     parser.add_argument("--report", type=Path, help="folder of the gate's report (OUT-gate); with --golden")
+    _add_register(parser)
     _add_engine(parser)
 
 
@@ -76,6 +83,7 @@ def _add_gate(parser: argparse.ArgumentParser) -> None:
     _add_golden(parser, required=True)
     parser.add_argument("--seed", type=int, default=0, help="draws the golden items (0)")
     parser.add_argument("--out", type=Path, required=True, help="folder for report.json and report.html")
+    _add_register(parser)
     _add_engine(parser)
 
 
@@ -131,8 +139,9 @@ def _run(args: argparse.Namespace) -> int:
     from quantize.run import RunSettings, quantize
 
     _interruptible()
-    if args.golden is None and args.report is not None:
-        raise UsageError("is the gate's", field="report", value=str(args.report), fix="give --golden too")
+    for name in ("report", "register"):
+        if args.golden is None and getattr(args, name) is not None:
+            raise UsageError("is the gate's", field=name, value=str(getattr(args, name)), fix="give --golden too")
     settings = RunSettings(
         model=args.model,
         out=args.out,
@@ -203,11 +212,30 @@ def _decide(args: argparse.Namespace, model: str, candidate: Path, out: Path, ma
         engine=_engine(args),
     )
     report = run_gate(settings, _say(args))
+    passed = report["verdict"]["outcome"] == "pass"
+    registered = _register(args, model, candidate, report) if passed and args.register else None
     if args.json:
-        print(json.dumps(report if manifest is None else {"manifest": manifest, "gate": report}, indent=2))
+        more = {} if registered is None else {"registered": registered}
+        print(
+            json.dumps(
+                {**report, **more} if manifest is None else {"manifest": manifest, "gate": report, **more}, indent=2
+            )
+        )
     else:
         print_gate(report, out)
-    return 0 if report["verdict"]["outcome"] == "pass" else 1
+        if registered is not None:
+            print(f"registered  {registered['version']}, made from {registered['parent']}, in {registered['store']}")
+    return 0 if passed else 1
+
+
+def _register(args: argparse.Namespace, model: str, candidate: Path, report: dict[str, Any]) -> dict[str, str]:
+    import getpass
+
+    from quantize.publish import publish
+    from quantize.run import checkpoint_folder
+
+    by = args.by or getpass.getuser()
+    return publish(args.register, checkpoint_folder(model), candidate, report, by=by, store=args.store)
 
 
 def print_gate(report: dict[str, Any], out: Path) -> None:

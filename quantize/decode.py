@@ -68,7 +68,7 @@ async def _round(url: str, model: str, items: list[GoldenItem], tokens: int) -> 
 
 
 def tokens_per_second(
-    url: str, model: str, items: list[GoldenItem], *, batch: int, rounds: int, tokens: int = 128
+    url: str, model: str, items: list[GoldenItem], *, batch: int, rounds: int, tokens: int = 64
 ) -> dict[str, Any]:
     """Return the decode speed at `batch` requests at a time: median, lowest and highest of `rounds`, after one more.
 

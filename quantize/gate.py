@@ -149,6 +149,8 @@ def one_side(
         probed = probe(running.url, name, distinct_pictures(items, PROBED))
         measured = {
             "folder": str(folder),
+            "files": identity["files"],
+            "evaluation": str(place.resolve()),
             "start_s": round(running.start_s, 1),
             "kernels": running.kernels,
             "memory_bytes": running.memory_bytes(),
