@@ -40,6 +40,7 @@ class MachineRow(BaseModel):
     kind: Kind
     usd_per_hour: Rate
     high: Rate | None = None
+    currency: Literal["USD"] = Field(default="USD", description="convert what is quoted in another one")
     read: dt.date
     source: str = Field(min_length=1)
     confidence: str = "unknown"

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from models.cost.usage import MeasuredUsage, UsageGroup
-from models.machines import Kind, MachineBook, load_machines
+from models.machines import Kind, MachineBook, Rate, load_machines
 from models.prices import Money, parse_money, reason
 from models.support.errors import UsageError
 
@@ -59,7 +59,7 @@ class SelfHosted(_Strict):
     """Machines by the hour: as many as the mean load needs at `utilization`, and never fewer than `min_machines`."""
 
     kind: Literal["self_hosted"]
-    usd_per_hour: Money = Field(description="of one machine; looked up when `machine` is given instead")
+    usd_per_hour: Rate = Field(description="of one machine; looked up when `machine` is given instead")
     machine: MachinePrice | None = Field(default=None, description="machine of the machine book, with its price")
     price_source: str = Field(default="", description="who says so; filled in when the price was looked up")
     capacity_rps: Annotated[Amount, Field(gt=0)] = Field(description="sustained requests/s of one machine at the SLO")

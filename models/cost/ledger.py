@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from models.cost.forecast import SECONDS_PER_HOUR, Amount, Share
 from models.cost.usage import Size, vendor_usd
-from models.prices import Money, PriceBook, PriceRow, load_prices
+from models.machines import Rate
+from models.prices import PriceBook, PriceRow, load_prices
 from models.support.errors import UsageError
 
 CENT = Decimal("0.01")
@@ -40,7 +41,7 @@ class Tariff(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    usd_per_hour: Money = Field(description="Dollars per hour of what one replica runs on, quoted decimal text.")
+    usd_per_hour: Rate = Field(description="Dollars per hour of what one replica runs on, quoted decimal text.")
     capacity_rps: Annotated[Amount, Field(gt=0)] = Field(
         description="Successful replies per second that it sustains at the SLO, from a load test."
     )

@@ -29,8 +29,8 @@ from tests.e2e.pictures import data_uri, draw, encode
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 NAME = "fovea-qwen"
 AGAINST = ("gpt-4o", "gpt-4o-mini", "gemini-2.5-flash", "claude-sonnet-4-5")
-PRICE = {"usd_per_hour": "5000", "capacity_rps": 20, "utilization": "0.4"}  # so dear that a few requests make cents
-EACH = usd_per_request(Decimal(5000), Decimal(20), Decimal("0.4"))
+PRICE = {"usd_per_hour": "700", "capacity_rps": 3, "utilization": "0.4"}  # so dear that a few requests make cents
+EACH = usd_per_request(Decimal(700), Decimal(3), Decimal("0.4"))
 PICTURE = encode(draw("circle", "red"))
 QUESTION = "what shape is in the image?"
 

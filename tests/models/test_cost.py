@@ -140,6 +140,7 @@ class TestPath:
                 {"serving": {**BASE["serving"], "usd_per_hour": 0.8}},
                 "serving.self_hosted.usd_per_hour: write it as quoted",
             ),
+            ({"serving": {**BASE["serving"], "usd_per_hour": "80000"}}, "is above $1,000 an hour for one machine"),
             ({"serving": {**BASE["serving"], "capacity_rps": 0}}, "capacity_rps"),
             ({"review": {"rate": 0.1, "minutes": -1, "usd_per_hour": "20"}}, "review.minutes: must not be negative"),
             ({"colour": 1}, "colour"),

@@ -126,6 +126,26 @@ class TestShippedBook:
             book.find("B200")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"usd_per_hour": "-1"}, "usd_per_hour: must not be negative"),
+        ({"usd_per_hour": "40000"}, "is above $1,000 an hour"),
+        ({"usd_per_hour": 4.2}, "quoted decimal text"),
+        ({"currency": "EUR"}, "currency: input should be 'USD' (got 'EUR')"),
+        ({"high": "1"}, "high is below usd_per_hour"),
+        ({"kind": "loan"}, "kind"),
+        ({"source": ""}, "source"),
+        ({"read": "soon"}, "read"),
+    ],
+)
+def test_a_wrong_machine_price(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    row = {"provider": "us", "machine": "L4", "kind": "spot", "usd_per_hour": "2", "source": "x", "read": "2026-11-01"}
+    with pytest.raises(UsageError) as caught:
+        load_machines(write_book(tmp_path, {**row, **change}))
+    assert message in str(caught.value) and "rows[0] (L4)" in str(caught.value)
+
+
 class TestMoney:
     @given(st.sampled_from(BOOK.rows), TOKENS, TOKENS, st.integers(0, 300_000))
     def test_more_tokens_never_cost_less(self, row: PriceRow, tokens: int, output: int, more: int) -> None:

@@ -121,6 +121,7 @@ def test_totals_are_the_exact_sum_of_the_parts_in_any_order(
         ({"against": ("gpt-4o", "gpt-4o")}, "twice"),
         ({"usd_per_hour": "-1"}, "must not be negative"),
         ({"usd_per_hour": 0.8}, "quoted decimal text"),
+        ({"usd_per_hour": "80000"}, "above \\$1,000 an hour"),
         ({"capacity_rps": 0}, "greater than 0"),
         ({"prices": "/nowhere.yaml"}, "cannot read"),
     ],
