@@ -79,9 +79,9 @@ def quantile(values: ArrayLike, q: float, z: float = Z95) -> Interval:
 def block_quantile(values: ArrayLike, q: float, *, resamples: int = 400, seed: int = 0) -> Interval:
     """Return the `q` quantile of a series in order of time, with a 95 % interval that allows for its dependence.
 
-    Moving-block bootstrap (Kuensch 1989) with blocks of n^(1/3) values or as many as the series stays correlated, up to
-    n/10: the first lag at which the autocorrelation of "above the quantile" is within 2/sqrt(n) of 0.  The interval is
-    the wider, on each side, of the bootstrap's and that of `quantile`.
+    Moving-block bootstrap (Kuensch 1989) with blocks of n^(1/3) values, or twice as long as the series is
+    correlated, up to n/10: to the first lag where the autocorrelation of "above the quantile" is within 2/sqrt(n) of 0.
+    The interval is the wider, on each side, of the bootstrap's and that of `quantile`.
 
     Raises:
         ValueError: as `quantile`.
@@ -104,7 +104,7 @@ def block_quantile(values: ArrayLike, q: float, *, resamples: int = 400, seed: i
 
 
 def block_length(above: ArrayLike) -> int:
-    """Return how many neighbours of a series of true and false go together, between n^(1/3) and n/10 (at least 1)."""
+    """Return twice the lag at which true and false are uncorrelated, between n^(1/3) and n/10 (at least 1)."""
     flags = np.asarray(above, dtype=float)
     n = len(flags)
     least, most = max(1, round(n ** (1 / 3))), max(1, n // 10)
@@ -113,7 +113,7 @@ def block_length(above: ArrayLike) -> int:
     lag = 1
     while variance > 0 and lag < most and abs(float(centred[:-lag] @ centred[lag:])) / variance > 2 / math.sqrt(n):
         lag += 1
-    return min(max(least, lag), most)
+    return min(max(least, 2 * lag), most)
 
 
 def bootstrap_mean(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Interval:

@@ -77,10 +77,40 @@ def _scores(page: Page, report: Mapping[str, Any]) -> None:
     for group in (report["by_category"], report["by_tag"], fields):
         rows += [[name, percent(figure), interval(figure), figure["n"]] for name, figure in group.items()]
     page.add(table(["items", "right", "95 % interval", "n"], rows))
+    _beyond(page, report)
     if report["errors"]:
         page.add(table(["error", "items"], [[kind, n] for kind, n in report["errors"].items()]))
     if report["truncated"]:
         page.text(f"{report['truncated']} answers were cut at max_tokens.", note=True)
+
+
+def _beyond(page: Page, report: Mapping[str, Any]) -> None:
+    """Text, boxes and explanations, where the set has them."""
+    rows = [[NAMES[name], _share(figure), figure["n"]] for name, figure in (report["text"] or {}).items()]
+    rows += [[NAMES[name], _share(figure), figure["n"]] for name, figure in (report["explanation"] or {}).items()]
+    if boxes := report["boxes"]:
+        rows.append(["boxes: mean IoU", _share(boxes["mean_iou"]), boxes["boxes"]])
+        rows += [[f"boxes: F1 {name.replace('_', ' IoU ')}", f"{boxes[name]['f1']:.3f}", ""] for name in BOX_LEVELS]
+    if rows:
+        page.add(table(["score", "value and 95 % interval", "n"], rows))
+
+
+BOX_LEVELS = ("at_0.50", "at_0.75")
+NAMES = {
+    "token_f1": "token F1",
+    "anls": "ANLS",
+    "wer": "word error rate",
+    "cer": "character error rate",
+    "present": "explanation given",
+    "correct": "explanation names the evidence",
+    "right_for_the_right_reason": "right, and for the right reason",
+}
+
+
+def _share(figure: Mapping[str, Any]) -> str:
+    if figure["value"] is None:
+        return "n too small"
+    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
 
 
 def _calibration(page: Page, report: Mapping[str, Any]) -> None:

@@ -9,6 +9,8 @@ from decimal import Decimal
 from typing import Any
 
 from models.evaluation.answers import Answer
+from models.evaluation.evidence import box_scores, explanation_scores
+from models.evaluation.text import text_scores
 from models.golden import RULES, GoldenItem
 from models.golden.structured import JsonFields
 from models.stats import (
@@ -29,7 +31,8 @@ def score(items: Sequence[GoldenItem], answers: Mapping[str, Answer], *, seed: i
     `accuracy_answered` leaves such items out.  Answers are judged now, by the items' rules, not when they came.
 
     Returns:
-        `accuracy`, `accuracy_answered`, `by_category`, `by_tag`, `by_field` (of JSON answers), `errors` (kind ->
+        `accuracy`, `accuracy_answered`, `by_category`, `by_tag`, `by_field` (of JSON answers), `text` (token F1,
+        ANLS, WER, CER), `boxes`, `explanation` (each None where the set has nothing of the kind), `errors` (kind ->
         count), `answered`, `truncated`, `latency_ms` (p50, p95, p99), `calibration` and `risk_coverage` (None without
         logprobs), `tokens`, and `cost` (None where answers are not priced; dollars as decimal text).
     """
@@ -48,6 +51,9 @@ def score(items: Sequence[GoldenItem], answers: Mapping[str, Answer], *, seed: i
         "by_category": _groups(items, right, lambda item: [item.category]),
         "by_tag": _groups(items, right, lambda item: [f"{k}={v}" for k, v in sorted(item.tags.items())]),
         "by_field": _by_field(items, answers),
+        "text": text_scores(items, answers, seed=seed),
+        "boxes": box_scores(items, answers, seed=seed),
+        "explanation": explanation_scores(items, answers),
         "answered": len(given),
         "truncated": sum(1 for a in given if a.finish_reason == "length"),
         "errors": dict(sorted(failed.items(), key=str)),

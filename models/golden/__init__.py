@@ -6,6 +6,7 @@
 True
 """
 
+from models.golden.boxes import Boxes, iou, parse_boxes
 from models.golden.load import builtin_names, load_golden
 from models.golden.rules import RULES, Rule, normalize
 from models.golden.sets import GoldenItem, GoldenSet, ImageRef
@@ -13,13 +14,16 @@ from models.golden.structured import find_object, is_abstention
 
 __all__ = [
     "RULES",
+    "Boxes",
     "GoldenItem",
     "GoldenSet",
     "ImageRef",
     "Rule",
     "builtin_names",
     "find_object",
+    "iou",
     "is_abstention",
     "load_golden",
     "normalize",
+    "parse_boxes",
 ]

@@ -185,5 +185,14 @@ def summary(golden: GoldenSet, findings: Sequence[Finding]) -> dict[str, Any]:
         "digest": golden.digest,
         "source": golden.source,
         "licence": golden.licence or None,
+        "agreement": _annotators(golden),
         "findings": [asdict(f) for f in findings],
     }
+
+
+def _annotators(golden: GoldenSet) -> dict[str, Any] | None:
+    """Return the agreement of the annotators, over the items that name at least two labels; None without such."""
+    rows = [[None if v is None else normalize(v) for v in item.labels] for item in golden.items]
+    rows = [row for row in rows if sum(v is not None for v in row) >= 2]
+    width = max(map(len, rows), default=0)
+    return asdict(agreement([row + [None] * (width - len(row)) for row in rows])) if rows else None

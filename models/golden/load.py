@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from models.golden.easy_vqa import load_easy_vqa
-from models.golden.rules import RULES
+from models.golden.rules import RULES, normalize
 from models.golden.sets import GoldenItem, GoldenSet, ImageRef
 from models.golden.structured import JsonFields
 from models.support.errors import UsageError
@@ -28,7 +28,7 @@ from models.support.errors import UsageError
 FILE_NAME = "golden.jsonl"
 SPLITS = ("train", "validation", "test")
 _REQUIRED = ("id", "image", "question", "expected")
-_KNOWN = frozenset({*_REQUIRED, "accept", "category", "split", "tags"})
+_KNOWN = frozenset({*_REQUIRED, "accept", "category", "split", "tags", "evidence", "labels"})
 
 
 def _receipts() -> GoldenSet:
@@ -132,6 +132,11 @@ def _parse_item(line: str, where: str, folder: Path, images: dict[Path, ImageRef
     tags = row.get("tags", {})
     if not isinstance(tags, dict) or not all(isinstance(v, str) for v in tags.values()):
         raise UsageError("tags must be an object of strings", field=where, value=tags)
+    evidence, labels = row.get("evidence", []), row.get("labels", [])
+    if not isinstance(evidence, list) or not all(isinstance(v, str) and normalize(v) for v in evidence):
+        raise UsageError("evidence must be a list of phrases", field=where, value=evidence)
+    if not isinstance(labels, list) or not all(v is None or (isinstance(v, str) and v.strip()) for v in labels):
+        raise UsageError("labels must be a list of strings or null", field=where, value=labels)
     rule, options = _parse_accept(row.get("accept", {"rule": "normalized"}), row["expected"], where)
     return GoldenItem(
         id=row["id"],
@@ -143,6 +148,8 @@ def _parse_item(line: str, where: str, folder: Path, images: dict[Path, ImageRef
         options=options,
         split=row.get("split", "test"),
         tags=tags,
+        evidence=tuple(evidence),
+        labels=tuple(labels),
     )
 
 

@@ -82,7 +82,8 @@ class RenderedImage(ImageRef):
 class GoldenItem:
     """One question about one image, its answer and the rule that decides which answers are right.
 
-    `tags` holds what slices an evaluation further: `difficulty`, `perturbation`, `language`...
+    `tags` holds what slices an evaluation further: `difficulty`, `perturbation`, `language`...  `evidence`: phrases,
+    one of which a right explanation names.  `labels`: what each annotator answered, None where one did not.
     """
 
     id: str
@@ -94,6 +95,8 @@ class GoldenItem:
     options: Mapping[str, Any] = field(default_factory=dict)
     split: str = "test"
     tags: Mapping[str, str] = field(default_factory=dict)
+    evidence: tuple[str, ...] = ()
+    labels: tuple[str | None, ...] = ()
 
     def image_bytes(self) -> bytes:
         """Return the encoded image, as stored."""
@@ -117,6 +120,7 @@ class GoldenItem:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what identifies the item: everything that could change a score, the image by its digest."""
+        more = {"evidence": list(self.evidence), "labels": list(self.labels)}
         return {
             "id": self.id,
             "image": self.image.digest,
@@ -126,6 +130,7 @@ class GoldenItem:
             "accept": {"rule": self.rule, **self.options},
             "split": self.split,
             "tags": dict(self.tags),
+            **{key: value for key, value in more.items() if value},
         }
 
 

@@ -79,7 +79,7 @@ def qwen3_vl(one: Recipe, folder: Path) -> None:
     rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
     text = TEXT | {"vocab_size": len(tokenizer), "rope_parameters": rope}
     if "a3b" in one.variant:
-        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}
     vision: dict[str, Any] = {
         "depth": 3,
         "hidden_size": 64,

@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from models.stats import (
+    block_length,
+    block_quantile,
+    bootstrap_mean,
     calibration_error_interval,
     expected_calibration_error,
     mcnemar,
@@ -196,3 +199,52 @@ class TestPaired:
             paired_difference([1.0], [1.0, 2.0])
         with pytest.raises(ValueError, match="one length"):
             mcnemar([True], [])
+
+
+class TestBlockQuantile:
+    @staticmethod
+    def series(n: int, phi: float, seed: int) -> np.ndarray:
+        """An autoregressive series of order 1, mean 0, variance 1."""
+        rng = np.random.default_rng(seed)
+        noise = rng.normal(0, math.sqrt(1 - phi * phi), n)
+        values = np.empty(n)
+        values[0] = rng.normal()
+        for i in range(1, n):
+            values[i] = phi * values[i - 1] + noise[i]
+        return values
+
+    def test_covers_the_truth_where_the_plain_interval_does_not(self) -> None:
+        truth = float(scipy_stats.norm.ppf(0.9))
+        plain = blocks = 0
+        for seed in range(60):
+            values = self.series(800, 0.9, seed)
+            for found, counted in ((quantile(values, 0.9), "plain"), (block_quantile(values, 0.9), "blocks")):
+                assert found.low is not None and found.high is not None
+                covered = found.low <= truth <= found.high
+                plain += covered and counted == "plain"
+                blocks += covered and counted == "blocks"
+        assert plain <= 42 and blocks >= 50  # of 60; 57 would be 95 %
+
+    @given(st.lists(st.floats(-1e6, 1e6), min_size=20, max_size=200), st.sampled_from([0.5, 0.7]))
+    def test_is_never_narrower_than_the_plain_one(self, values: list[float], q: float) -> None:
+        plain, blocks = quantile(values, q), block_quantile(values, q, resamples=20)
+        assert (plain.value, plain.n) == (blocks.value, blocks.n)
+        if plain.low is not None and plain.high is not None:
+            assert blocks.low is not None and blocks.high is not None
+            assert blocks.low <= plain.low and blocks.high >= plain.high
+
+    def test_too_small_stays_too_small(self) -> None:
+        assert block_quantile(range(20), 0.99).value is None
+
+    def test_block_length(self) -> None:
+        assert block_length([True, False] * 500) == 100  # strictly periodic: at most a tenth
+        assert block_length(np.random.default_rng(0).random(1000) > 0.5) == 10
+        assert block_length([False]) == 1 == block_length([True] * 3)
+
+
+def test_bootstrap_mean() -> None:
+    found = bootstrap_mean([0.0, 1.0] * 200)
+    assert found.value == 0.5 and found.n == 400
+    assert found.low == pytest.approx(0.45, abs=0.01) and found.high == pytest.approx(0.55, abs=0.01)
+    with pytest.raises(ValueError, match="non-empty"):
+        bootstrap_mean([])
