@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from models.support.errors import UsageError
+from serving.templates import template_for
 
 if TYPE_CHECKING:
     from serving.stack import Media, Model
@@ -62,6 +63,7 @@ def engine_args(model: Model) -> argparse.Namespace:
         args.enforce_eager = True  # torch.compile on a CPU needs a C++ compiler; without one the model runs uncompiled
     if not model.gpus and model.engine_args.get("tensor_parallel_size", 1) == 1:
         args.distributed_executor_backend = "serving.executor.InProcess"
+    args.chat_template = template_for(model.path)
     for name, value in model.engine_args.items():
         if not hasattr(args, name):
             close = difflib.get_close_matches(name, vars(args), n=1)

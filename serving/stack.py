@@ -114,6 +114,7 @@ class Model(Section):
     images_per_prompt: int = Field(4, ge=0, description="Most images in one prompt (vLLM's limit_mm_per_prompt).")
     gpus: float = Field(0, ge=0, description="GPUs per replica; 0 serves on CPU.")
     cpu_kv_cache_gib: int = Field(1, ge=1, description="KV cache of one replica on CPU, GiB.")
+    boxes: bool = Field(False, description="Add `boxes` to chat answers with `<loc>` tokens (PaliGemma).")
     engine_args: dict[str, Any] = Field(
         default_factory=dict, description="More vLLM engine arguments, by their field name."
     )

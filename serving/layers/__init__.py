@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from serving.layers.admit import Admit
+from serving.layers.boxes import Boxes
 from serving.layers.identify import Identify
 from serving.layers.money import Count
 from serving.layers.quota import Quota
@@ -31,6 +32,7 @@ LAYERS: tuple[tuple[Callable[[Stack], object], type[Any]], ...] = (
     (lambda stack: stack.admit, Quota),
     (lambda stack: stack.media, Screen),
     (lambda stack: stack.recall, Recall),
+    (lambda stack: any(model.boxes for model in stack.models), Boxes),
 )
 
 
