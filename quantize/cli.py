@@ -254,7 +254,7 @@ def print_gate(report: dict[str, Any], out: Path) -> None:
     print(f"flips       lost {len(flips['lost'])}, won {len(flips['won'])}, p = {test['p_value']:.2g}")
     kl = report["divergence_nats"]
     if kl["value"] is not None:
-        print(f"divergence  {kl['value']:.5f} nats ({kl['low']:.5f} to {kl['high']:.5f}), n = {kl['n']}")
+        print(f"divergence  {kl['value']:.2g} nats ({kl['low']:.2g} to {kl['high']:.2g}), n = {kl['n']}")
     for name, side in report["sides"].items():
         p95 = side["latency_ms"]["p95"]["value"]
         rate = "" if side["requests_per_s"] is None else f", {side['requests_per_s']:.1f} requests/s"

@@ -65,7 +65,7 @@ def _tiles(page: Page, report: Mapping[str, Any]) -> None:
             f"{len(flips['lost'])} / {len(flips['won'])}",
             f"p = {report['mcnemar']['p_value']:.2g}",
         ),
-        ("divergence", "not measured" if kl["value"] is None else f"{kl['value']:.4f} nats", f"n = {kl['n']}"),
+        ("divergence", "not measured" if kl["value"] is None else f"{kl['value']:.2g} nats", f"n = {kl['n']}"),
         ("checkpoint", f"{candidate['bytes'] / 1e6:.2f} MB", f"{report['figures']['size_ratio']:.2f} of the parent's"),
     ]
     page.tiles(tiles)

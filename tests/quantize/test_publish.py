@@ -36,7 +36,14 @@ def evaluation(folder: Path, right: int) -> str:
 def made(tmp_path: Path) -> dict[str, Any]:
     parent = checkpoint(tmp_path / "parent")
     candidate = checkpoint(tmp_path / "candidate", b"\x01" * 4)
-    manifest: dict[str, Any] = {"kind": artifact.KIND, "scheme": "w8a8", "method": "gptq", "group": None, "recipe": {}, "seed": 0}
+    manifest: dict[str, Any] = {
+        "kind": artifact.KIND,
+        "scheme": "w8a8",
+        "method": "gptq",
+        "group": None,
+        "recipe": {},
+        "seed": 0,
+    }
     calibration = {"set": "mine", "digest": "c" * 64}
     (candidate / "manifest.json").write_text(json.dumps({**manifest, "versions": {}, "calibration": calibration}))
     report = {

@@ -1,0 +1,161 @@
+"""The gate from served answers to verdict and page; the engine is a simulator (tests/e2e has the real one)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.golden import GoldenItem, load_golden
+from models.support.errors import UsageError
+from quantize import artifact
+from quantize.engine import Served
+from quantize.gate import GateSettings, run_gate
+from quantize.probe import Probe
+from tests.models.openai_simulator import OpenAISimulator
+from tests.quantize.checkpoints import EMBEDDED, change_config, copy_of
+
+LIMIT = 600
+
+
+class Engines:
+    """Stands in for `served`: a simulator per checkpoint, which answers by `wrong` (item -> is it wrong?)."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.wrong: dict[str, Callable[[GoldenItem], bool]] = {}
+        self.items = {(i.question, i.image.digest): i for i in load_golden("easy-vqa").items}
+
+    @contextmanager
+    def served(self, folder: Path, name: str, log: Path, settings: Any = None) -> Iterator[Any]:
+        import hashlib
+
+        self.started.append(name)
+
+        def answer(question: str, image: bytes) -> tuple[str, float]:
+            item = self.items[(question, hashlib.sha256(image).hexdigest())]
+            bad = self.wrong.get(name, lambda item: False)(item)
+            return ("nonsense", 0.6) if bad else (str(item.expected), 0.95)
+
+        with OpenAISimulator(answer, model=name) as simulator:
+            engine = Served(simulator.url, name, os.getpid(), 1.0, {"CompressedTensorsWNA16": "CPUWNA16LinearKernel"})
+            yield engine
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
+    found = Engines()
+    monkeypatch.setattr("quantize.gate.served", found.served)
+
+    def probed(url: str, name: str, items: list[GoldenItem]) -> Probe:
+        logs = {"yes": -0.1 if name == "parent" else -0.2, "no": -2.4 if name == "parent" else -1.8}
+        return Probe({i.id: logs for i in items}, [20.0] * 50, [12.0] * 50, [40] * 50)
+
+    monkeypatch.setattr("quantize.gate.probe", probed)
+    return found
+
+
+@pytest.fixture
+def candidate(tmp_path: Path) -> Path:
+    folder = copy_of("qwen2_5_vl", tmp_path / "candidate")
+    change_config(folder, quantization_config={"quant_method": "compressed-tensors"})
+    module = {
+        "name": "layers.0.x",
+        "part": "language",
+        "quantized": True,
+        "shape": [2, 2],
+        "stored": "I8",
+        "error": 0.01,
+    }
+    manifest = {
+        "kind": artifact.KIND, "scheme": "w8a8", "method": "gptq", "group": None, "family": "qwen2.5-vl",
+        "parent": {"files": artifact.files_of(EMBEDDED / "qwen2_5_vl")}, "calibration": None,
+        "modules": [module], "size": {"quantized_ratio": 0.5, "ratio": 0.7}, "versions": {"job": {"torch": "2"}},
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def gate(candidate: Path, out: Path, **more: Any) -> dict[str, Any]:
+    settings = GateSettings(
+        parent="embedded:qwen2_5_vl", candidate=candidate, golden="easy-vqa", out=out, limit=LIMIT, **more
+    )
+    return run_gate(settings)
+
+
+def test_an_equal_candidate_passes_when_the_items_suffice(engines: Engines, candidate: Path, tmp_path: Path) -> None:
+    report = gate(candidate, tmp_path / "out", usd_per_hour=3.6)
+    assert report["verdict"]["outcome"] == "pass"
+    assert report["recovery"]["value"] == 1.0 and report["recovery"]["low"] >= 0.99
+    assert report["flips"] == {"lost": [], "won": [], "changed_answer": report["flips"]["changed_answer"]}
+    side = report["sides"]["candidate"]
+    assert side["usd_per_query"] == pytest.approx(0.001 / side["requests_per_s"])
+    assert side["picture"]["picture_ms"] == 8.0 and side["picture"]["share"] == pytest.approx(0.4)
+    assert report["divergence_nats"]["value"] > 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    for words in ("<b>Pass</b>", "Recovery by category", "layers.0.x", "CPUWNA16LinearKernel", "$ per 1,000 queries"):
+        assert words in page
+
+
+def test_a_lost_category_fails_and_is_named(engines: Engines, candidate: Path, tmp_path: Path) -> None:
+    engines.wrong["candidate"] = lambda item: item.category == "shape"
+    report = gate(candidate, tmp_path / "out")
+    assert report["verdict"]["outcome"] == "fail"
+    assert report["verdict"]["failed_categories"] == ["shape"]
+    lost = set(report["flips"]["lost"])
+    assert lost == {i.id for i in load_golden("easy-vqa").sample(LIMIT, 0) if i.category == "shape"}
+    assert "categories that failed: shape" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_few_flips_are_not_enough_to_tell(engines: Engines, candidate: Path, tmp_path: Path) -> None:
+    lost = {i.id for i in load_golden("easy-vqa").sample(LIMIT, 0)[:4]}
+    engines.wrong["candidate"] = lambda item: item.id in lost
+    report = gate(candidate, tmp_path / "out")
+    assert report["verdict"]["outcome"] == "not enough items"
+    assert set(report["flips"]["lost"]) == lost
+
+
+def test_what_was_measured_is_not_measured_again(engines: Engines, candidate: Path, tmp_path: Path) -> None:
+    first = gate(candidate, tmp_path / "out")
+    again = gate(candidate, tmp_path / "out")
+    assert engines.started == ["parent", "candidate"]
+    assert again["recovery"] == first["recovery"]
+    change_config(candidate, quantization_config={"quant_method": "other"})
+    gate(candidate, tmp_path / "out")
+    assert engines.started == ["parent", "candidate", "candidate"]
+
+
+def test_one_parent_serves_several_gates(engines: Engines, candidate: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        gate(candidate, tmp_path / name, parent_out=tmp_path / "parent")
+    assert engines.started == ["parent", "candidate", "candidate"]
+
+
+def test_calibrated_pictures_are_left_out(engines: Engines, candidate: Path, tmp_path: Path) -> None:
+    sample = load_golden("easy-vqa").sample(LIMIT, 0)
+    seen = [sample[0].image.digest, sample[1].image.digest]
+    manifest = artifact.read_manifest(candidate)
+    calibration = {"images": seen, "items": 2, "set": "s", "digest": "d", "resolutions": {"64x64": 2}}
+    manifest["calibration"] = calibration | {"processor": {"image_tokens": {"16": 2}}}
+    (candidate / "manifest.json").write_text(json.dumps(manifest))
+    report = gate(candidate, tmp_path / "out")
+    left = sum(1 for i in sample if i.image.digest not in seen)
+    assert report["golden"]["asked"] == left < LIMIT
+    assert report["golden"]["excluded"] == LIMIT - left
+    manifest["calibration"]["images"] = [i.image.digest for i in sample]
+    (candidate / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UsageError, match="every picture was used to calibrate"):
+        gate(candidate, tmp_path / "out")
+
+
+def test_another_parent_or_no_quantized_checkpoint_is_refused(candidate: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not the checkpoint that the candidate was made of"):
+        run_gate(GateSettings("embedded:paligemma", candidate, "easy-vqa", tmp_path / "out"))
+    with pytest.raises(UsageError, match="was not quantized by fovea"):
+        run_gate(GateSettings("embedded:paligemma", EMBEDDED / "paligemma", "easy-vqa", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
