@@ -15,6 +15,7 @@ from models.cost.forecast import HOURS_PER_MONTH
 from models.support.errors import UsageError
 
 LARGEST = 50 * 2**20
+PRICED = "fovea_priced_answers_total"
 ANSWERS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 
 
@@ -97,7 +98,7 @@ def from_metrics(where: str, now: Callable[[], float] = time.time) -> dict[str, 
                 elif sample.name == "fovea_request_seconds_bucket" and answer:
                     edge = float(sample.labels["le"])
                     buckets[edge] = buckets.get(edge, 0.0) + sample.value
-                elif sample.name in ("fovea_usd_total", "fovea_cache_saved_usd_total"):
+                elif sample.name in ("fovea_usd_total", "fovea_cache_saved_usd_total", PRICED):
                     add(sample.name, sample.value)
                 elif sample.name == "fovea_vendor_usd_avoided_total":
                     add(f"avoided {sample.labels['vendor_model']}", sample.value)
@@ -114,11 +115,12 @@ def from_metrics(where: str, now: Callable[[], float] = time.time) -> dict[str, 
         "availability": answered / (answered + failed),
         "p95_s": _quantile(buckets, 0.95),
     }
+    queries = sums.get(PRICED) or answered  # the readiness probe's requests are no queries
     if "fovea_usd_total" in sums:
-        found["usd_per_query"] = sums["fovea_usd_total"] / answered
+        found["usd_per_query"] = sums["fovea_usd_total"] / queries
     if hours > 0:
         month = HOURS_PER_MONTH / Decimal(repr(hours))
-        found["queries_per_month"] = answered * month
+        found["queries_per_month"] = queries * month
         for name, value in sums.items():
             if name.startswith("avoided "):
                 found[f"avoided_usd_per_month.{name.removeprefix('avoided ')}"] = value * month

@@ -3,6 +3,7 @@
     fovea_usd_total{model, tenant}                        what the answers cost here
     fovea_cache_saved_usd_total{model, tenant}            what answers from a cache would have cost
     fovea_vendor_usd_avoided_total{model, tenant, vendor_model}   what a vendor would have charged
+    fovea_priced_answers_total{model, tenant}             answers that were priced, those from a cache too
     fovea_money_tokens_total{model, tenant, kind}         tokens in and out that were priced
     fovea_unpriced_answers_total{model}                   answers without usage (in no sum), or with images whose tokens
                                                           are not known (in no vendor's sum)
@@ -117,10 +118,12 @@ class Money:
             "Dollars that a vendor would have charged (priced, not measured).",
             labels=[*who, "vendor_model"],
         )
+        answers = CounterMetricFamily("fovea_priced_answers", "Answers that were priced.", labels=who)
         tokens = CounterMetricFamily("fovea_money_tokens", "Tokens of priced answers.", labels=[*who, "kind"])
         for (tenant, model), one in self.ledger.accounts.items():
             own.add_metric([model, tenant], float(one.own_usd))
             saved.add_metric([model, tenant], float(one.cache_saved_usd))
+            answers.add_metric([model, tenant], one.requests)
             tokens.add_metric([model, tenant, "prompt"], one.prompt_tokens)
             tokens.add_metric([model, tenant, "completion"], one.completion_tokens)
             for name, usd in one.avoided_usd.items():
@@ -129,7 +132,7 @@ class Money:
         unpriced.add_metric([self.model], self.unpriced)
         lost = CounterMetricFamily("fovea_journal_lost", "Answers that the journal could not take.", labels=["model"])
         lost.add_metric([self.model], self.journal.lost if self.journal is not None else 0)
-        return [own, saved, vendor, tokens, unpriced, lost]
+        return [own, saved, vendor, answers, tokens, unpriced, lost]
 
     @property
     def usd(self) -> Decimal:

@@ -42,6 +42,9 @@ fovea_request_seconds_bucket{route="/v1/chat/completions",le="+Inf"} 1000
 # TYPE fovea_usd_total counter
 fovea_usd_total{model="m",tenant="a"} 0.5
 fovea_usd_total{model="m",tenant="b"} 0.49
+# TYPE fovea_priced_answers_total counter
+fovea_priced_answers_total{model="m",tenant="a"} 500
+fovea_priced_answers_total{model="m",tenant="b"} 480
 # TYPE fovea_vendor_usd_avoided_total counter
 fovea_vendor_usd_avoided_total{model="m",tenant="a",vendor_model="gpt-4o"} 3.25
 """
@@ -98,8 +101,9 @@ def test_a_servers_metrics_by_hand(tmp_path: Path) -> None:
     data = from_metrics(str(path))
     assert data["metrics.availability"].value == Decimal("0.99")
     assert data["metrics.error_rate"].value == Decimal("0.01")
-    assert data["metrics.queries_per_month"].value == 2 * 990
-    assert data["metrics.usd_per_query"].value == Decimal("0.99") / 990
+    # 990 were answered, ten of them the probe's
+    assert data["metrics.queries_per_month"].value == 2 * 980
+    assert data["metrics.usd_per_query"].value == Decimal("0.99") / 980
     assert data["metrics.usd_per_month"].value == Decimal("1.98")
     assert data["metrics.avoided_usd_per_month.gpt-4o"].value == Decimal("6.5")
     assert data["metrics.p95_s"].value == Decimal("1.5")  # halfway between the edges 1 and 2
@@ -128,7 +132,7 @@ def test_measured_figures_fill_lines_and_kpis(tmp_path: Path, capsys: pytest.Cap
     assert kpis["adoption"]["kept"] is False and kpis["adoption"]["target"] == "0.95"
     assert kpis["nps"] == {**kpis["nps"], "value": None, "kept": None, "source": "not measured"}
     volume = Decimal(data["volume"]["per_month"])
-    assert Decimal(data["costs"][0]["usd"]) == volume * (Decimal("0.99") / 990) * 12
+    assert Decimal(data["costs"][0]["usd"]) == volume * (Decimal("0.99") / 980) * 12
     page = (out / "roi.html").read_text()
     assert "survey" in page and page.count("<svg") == 3 and "http" not in page.split("</style>")[1].split("<pre>")[0]
     assert main(["loadtest", "roi", "--config", str(tmp_path / "roi.yaml")]) == 0
@@ -190,7 +194,7 @@ def test_a_running_servers_metrics() -> None:
         url = f"http://127.0.0.1:{server.server_port}/metrics"
         data = from_metrics(url, now=lambda: 1000 + MONTH_S)
         server.shutdown()
-    assert data["metrics.queries_per_month"].value == 990 and url in data["metrics.queries_per_month"].source
+    assert data["metrics.queries_per_month"].value == 980 and url in data["metrics.queries_per_month"].source
 
 
 @given(

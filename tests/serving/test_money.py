@@ -186,6 +186,7 @@ def test_series_and_tenants() -> None:
     assert 'fovea_cache_saved_usd_total{model="m",tenant="red"} 0.0001' in text
     assert 'fovea_vendor_usd_avoided_total{model="m",tenant="red",vendor_model="gpt-4o"} 0.00052' in text
     assert 'fovea_unpriced_answers_total{model="m"} 1.0' in text
+    assert 'fovea_priced_answers_total{model="m",tenant="red"} 2.0' in text
     assert 'fovea_journal_lost_total{model="m"} 0.0' in text
 
 
