@@ -155,19 +155,18 @@ def scope_of(
     seen_layers: dict[str, set[str]] = {}
     for name, shape in modules.items():
         short, part = short_name(name), part_of(family, name)
-        wanted = part == "language" or (vision and part == "vision")
+        left_out = part == "language" and _matches(name, rules.ignore)
+        wanted = (part == "language" and not left_out) or (vision and part == "vision")
         if wanted:
             expected[short] = (int(shape[0]), int(shape[1]))
             if part == "language":
+                if not _matches(name, rules.targets):
+                    fix = f"extend quantize.targets or ignore of {family.family} in models/catalog"
+                    raise UsageError("a linear module that no pattern names", field="model", value=short, fix=fix)
                 layer, _, leaf = short.rpartition(".")
                 seen_layers.setdefault(re.sub(r"\D*(\d+).*", r"\1", layer), set()).add(leaf)
         else:
             kept[short] = part
-    for short in list(expected):
-        full = module_name(short)
-        if part_of(family, full) == "language" and not any(re.search(p, full) for p in rules.targets):
-            fix = f"extend quantize.targets of {family.family} in models/catalog"
-            raise UsageError("a linear module that no target pattern names", field="model", value=short, fix=fix)
     sizes = {frozenset(leaves) for leaves in seen_layers.values()}
     if not seen_layers:
         raise UsageError("no linear module of the language model found", field="model", value=architecture)
@@ -184,11 +183,15 @@ def scope_of(
 
 def part_of(family: Family, name: str) -> str:
     """Return the part that a linear module belongs to: vision, projector, audio, embeddings, language or other."""
-    full = module_name(short_name(name))
     for part in ("embeddings", "projector", "vision", "audio", "language"):
-        if any(re.search(pattern, full) for pattern in getattr(family.parts, part)):
+        if _matches(name, getattr(family.parts, part)):
             return part
     return "other"
+
+
+def _matches(name: str, patterns: list[str]) -> bool:
+    """Whether a pattern finds the name as it is, or as transformers 5 has it."""
+    return any(re.search(p, n) for p in patterns for n in (name, module_name(short_name(name))))
 
 
 def module_name(short: str) -> str:

@@ -76,7 +76,7 @@ def test_a_layer_that_lacks_a_module_is_refused() -> None:
 def test_a_linear_module_that_no_pattern_names_is_refused() -> None:
     _, family = family_of({"architectures": ["Qwen2_5_VLForConditionalGeneration"]}, "x")
     modules = {"model.layers.0.mlp.up_proj": (64, 64), "model.layers.0.mlp.router": (8, 64)}
-    with pytest.raises(UsageError, match="no target pattern names") as caught:
+    with pytest.raises(UsageError, match="no pattern names") as caught:
         scope_of("q", family, modules)
     assert caught.value.value == "layers.0.mlp.router"
 
@@ -129,3 +129,21 @@ def test_any_bytes_are_headers_or_one_error(data: bytes) -> None:
             assert error.field == "model"
         else:
             assert all(t.size >= 0 for t in found.values())
+
+
+@pytest.mark.parametrize("family", [f.family for f in load_catalog().families if f.quantize is not None])
+def test_the_scope_of_every_family_of_the_catalog_on_its_own_architecture(family: str) -> None:
+    """The real architecture of the family's first checkpoint, on torch's meta device: names and shapes, no weights."""
+    import torch
+
+    from models.catalog.count import build
+
+    found = load_catalog().find(family)[0]
+    variant = found.variants[0]
+    linear = torch.nn.Linear
+    modules = {n: tuple(m.weight.shape) for n, m in build(variant).named_modules() if isinstance(m, linear)}
+    scope = scope_of(found.engine.architecture, found, modules)
+    assert len(scope.expected) >= 4 * variant.decoder.layers
+    assert len(scope.expected) % variant.decoder.layers == 0
+    assert "other" not in scope.kept.values()
+    assert any(part in ("vision", "audio") for part in scope.kept.values())
