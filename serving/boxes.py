@@ -21,7 +21,7 @@ def boxes_in(text: str, size: tuple[int, int] | None) -> list[dict[str, Any]]:
         size: width and height of the picture, px; None when the request has not exactly one.
 
     Returns:
-        For each, `label`, `box` (x0, y0, x1, y1 in 0..1), `pixels` (the same in px) with a size, `segments` with a mask.
+        For each, `label`, `box` (x0, y0, x1, y1 in 0..1), with a size `pixels` (in px), with a mask `segments`.
     """
     found = []
     for match in _ONE.finditer(text):

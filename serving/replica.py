@@ -51,6 +51,8 @@ class Replica:
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Start the engine, answer one image through the whole path, and return the app (called once by Ray Serve)."""
+        if self.stack.lane is not None:
+            self.model.engine_args.setdefault("scheduling_policy", "priority")
         self.engine = await start_engine(self.model, self.stack.media)
         self.peers = await Peers.start(self.model.name) if self.stack.metrics else None
         self.router = Router(self.engine, self.stack, self.model.name, self.peers)

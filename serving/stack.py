@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from models.cost.ledger import Tariff
 from models.support.errors import UsageError
+from serving.lane import Lane
 from serving.recall.section import Recall
 from serving.section import Section
 from serving.tenants import Admission, Identify, Quota, Tenant
@@ -176,6 +177,7 @@ class Stack(Section):
     identify: Identify | None = Field(None, description="API keys and tenants; required when not on loopback.")
     admit: Admission | None = Field(None, description="Limits of each tenant: rates, concurrency, budget.")
     recall: Recall | None = Field(None, description="Answers that were given before: exact cache, coalescing.")
+    lane: Lane | None = Field(None, description="A lane for batch requests, grouped and behind interactive ones.")
     metrics: bool = Field(True, description="Count and time requests, and serve `/metrics`.")
     money: Tariff | None = Field(None, description="Dollars per tenant and model, and what a vendor would charge.")
     ready: Ready = Field(default_factory=Ready, description="Readiness probe.")

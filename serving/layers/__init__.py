@@ -1,7 +1,7 @@
 """The layers between a client and the engine, outermost first.
 
 A layer is a pure-ASGI class `Layer(app, stack, model)`; `build_layers` leaves out the ones whose section is absent.
-`lane` and `route` will take their places in this list.  A layer may have `async start()` and `async stop()`.
+`route` will take its place in this list.  A layer may have `async start()` and `async stop()`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from serving.layers.admit import Admit
 from serving.layers.boxes import Boxes
 from serving.layers.identify import Identify
+from serving.layers.lane import InLane
 from serving.layers.money import Count
 from serving.layers.quota import Quota
 from serving.layers.recall import Recall
@@ -32,6 +33,7 @@ LAYERS: tuple[tuple[Callable[[Stack], object], type[Any]], ...] = (
     (lambda stack: stack.admit, Quota),
     (lambda stack: stack.media, Screen),
     (lambda stack: stack.recall, Recall),
+    (lambda stack: stack.lane, InLane),
     (lambda stack: any(model.boxes for model in stack.models), Boxes),
 )
 

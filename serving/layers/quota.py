@@ -103,13 +103,13 @@ class Quota:
         costs = self._costs(exchange, scope) if answers else (1, 0, 0)
         ask = self._ask(exchange.tenant, limits, costs, paid=answers)
         began = time.perf_counter()
-        verdict = await self._enter(ask, began, deadline_of(scope, self.section.queue_s))
+        verdict, queued = await self._enter(ask, began, deadline_of(scope, self.section.queue_s))
         if verdict is None:  # the store is gone, and the stack says to go on
             await self.app(scope, receive, send)
             return
         headers = rate_headers(ask, verdict)
-        if (waited := time.perf_counter() - began) > POLL_S / 2:
-            headers.append((b"x-fovea-queued-ms", str(round(waited * 1000)).encode()))
+        if queued:
+            headers.append((b"x-fovea-queued-ms", str(round((time.perf_counter() - began) * 1000)).encode()))
         watch = Watch(_with_headers(send, headers), hide=answers and _ask(exchange, scope))
         self.running[ask.lease] = ask
         try:
@@ -147,8 +147,10 @@ class Quota:
         rates = tuple(zip(most, costs, strict=True))
         return Ask(tenant, rates, limits.concurrent, budget, lease, self.section.lease_s, month)
 
-    async def _enter(self, ask: Ask, began: float, patience: float) -> Verdict | None:
-        """Return the verdict that lets a request in; None when the store is gone and that is to be overlooked.
+    async def _enter(self, ask: Ask, began: float, patience: float) -> tuple[Verdict | None, bool]:
+        """Return the verdict that lets a request in, and whether it had to wait.
+
+        There is no verdict when the store is gone and that is to be overlooked.
 
         Raises:
             ApiError: 429, over a limit; 503, the store is gone.
@@ -157,7 +159,7 @@ class Quota:
         if not line.waiting:
             line.verdict = verdict = await self._take(ask)
             if verdict is None or not verdict.refused:
-                return verdict
+                return verdict, False
             if not worth_waiting(verdict, patience):
                 raise self._refusal(ask, verdict)
         if line.waiting >= self.section.queue and line.verdict is not None:
@@ -168,7 +170,7 @@ class Quota:
                 while True:
                     line.verdict = verdict = await self._take(ask)
                     if verdict is None or not verdict.refused:
-                        return verdict
+                        return verdict, True
                     left = patience - (time.perf_counter() - began)
                     if not worth_waiting(verdict, left):
                         raise self._refusal(ask, verdict)
