@@ -225,9 +225,9 @@ def _sentence(
 
 
 def usd(amount: Decimal | str) -> str:
-    """Return dollars for reading: whole cents from $10 on, else three significant digits."""
+    """Return dollars for reading: whole cents from $1 on, else three significant digits."""
     value = Decimal(amount)
-    if abs(value) >= 10:
+    if abs(value) >= 1:
         return f"${value:,.2f}"
     text = f"{Decimal(f'{value:.3g}'):f}"
     return f"${text.rstrip('0').rstrip('.') if '.' in text else text}"

@@ -166,18 +166,24 @@ def _add_cost(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", action="append", metavar="MODEL", help="vendor model to compare with (repeatable)")
     parser.add_argument("--prices", type=Path, metavar="FILE", help="your own price rows")
     parser.add_argument("--machines", type=Path, metavar="FILE", help="your own machine prices, for serving.machine")
+    parser.add_argument("--set", default="list", help="row set of the price book: list (default), article-playbook")
     parser.add_argument("--articles", action="store_true", help="the articles' worked examples instead, recomputed")
     parser.set_defaults(run=_cost)
 
 
 def _cost(args: argparse.Namespace) -> int:
-    from models.cost import report
+    from models.cost import load_forecast, report
 
     if args.articles:
         return report.print_articles(args.json)
     if args.forecast is None:
         raise UsageError("is required", field="forecast", fix="fovea models cost --forecast forecast.yaml")
-    return report.print_forecast(args.forecast, args.against or [], args.prices, args.json, args.machines)
+    from models.machines import load_machines
+    from models.prices import load_prices
+
+    book = load_prices(args.prices).only(args.set)
+    forecast = load_forecast(args.forecast, load_machines(args.machines))
+    return report.print_forecast(forecast, args.against or [], book, args.json)
 
 
 def _add_golden(parser: argparse.ArgumentParser) -> None:

@@ -201,6 +201,17 @@ class PriceBook:
     def sets(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(row.set for row in self.rows))
 
+    def only(self, set: str) -> PriceBook:
+        """Return a book in which the rows of one set (the articles' prices, say) are the list.
+
+        Raises:
+            UsageError: there is no such set.
+        """
+        rows = tuple(row.model_copy(update={"set": "list"}) for row in self.rows if row.set == set)
+        if not rows:
+            raise UsageError("unknown row set", field="set", value=set, fix=f"one of {', '.join(self.sets)}")
+        return PriceBook(rows)
+
     def find(self, model: str, *, vendor: str | None = None, on: dt.date | None = None, set: str = "list") -> PriceRow:
         """Return the row in force on `on` (today when None).
 

@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reports", nargs="+", metavar="REPORT", help="report.json of a load test or an evaluation")
     parser.add_argument("--forecast", metavar="FILE", help="YAML: volume, stages, review...; what is measured may miss")
     parser.add_argument("--prices", metavar="FILE", help="your own price rows, which replace the shipped ones")
+    parser.add_argument("--set", default="list", help="row set of the price book: list (default), article-playbook")
     parser.add_argument("--machines", metavar="FILE", help="your own machine prices, for serving.machine")
     parser.add_argument(
         "--against", action="append", default=[], metavar="MODEL", help="draw this vendor model's curve"
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from models.support.files import atomic_write, write_json
 
     common.check_out(args.out)
-    data = build(args.reports, args.forecast, args.prices, args.against, args.machines)
+    data = build(args.reports, args.forecast, args.prices, args.against, args.machines, args.set)
     if args.out:
         write_json(Path(args.out) / "cost.json", data)
         with atomic_write(Path(args.out) / "cost.html") as file:
@@ -62,7 +63,12 @@ def text(data: Mapping[str, Any], summary: str) -> str:
 
 
 def build(
-    paths: list[str], forecast: str | None, prices: str | None, against: list[str], machines: str | None = None
+    paths: list[str],
+    forecast: str | None,
+    prices: str | None,
+    against: list[str],
+    machines: str | None = None,
+    price_set: str = "list",
 ) -> dict[str, Any]:
     """Return cost.json's content.
 
@@ -76,7 +82,7 @@ def build(
     from models.machines import load_machines
     from models.prices import load_prices
 
-    book, hourly = load_prices(prices), load_machines(machines)
+    book, hourly = load_prices(prices).only(price_set), load_machines(machines)
     for model in against:
         book.find(model)
     reports = [(path, read_report(path)) for path in paths]

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 from models.cli import print_json, print_table
 from models.cost.articles import Line, other_figures, worked_examples
 from models.cost.compare import BreakEven, break_even, payback_months, tornado
-from models.cost.forecast import Forecast, SelfHosted, VendorServing, load_forecast
+from models.cost.forecast import Forecast, SelfHosted, VendorServing
 from models.cost.path import PathCost, path_cost
-from models.machines import load_machines
-from models.prices import PriceBook, load_prices
+from models.prices import PriceBook
 
 
-def print_forecast(
-    path: Path, against: list[str], prices: Path | None, as_json: bool, machines: Path | None = None
-) -> int:
+def print_forecast(forecast: Forecast, against: list[str], book: PriceBook, as_json: bool) -> int:
     """`fovea models cost --forecast`."""
-    result = forecast_report(load_forecast(path, load_machines(machines)), against, load_prices(prices))
+    result = forecast_report(forecast, against, book)
     if as_json:
         print_json(result)
         return 0

@@ -143,6 +143,23 @@ def test_twelve_vendor_models_with_tokens_sources_and_dates(
     assert all(re.search(rf"^\[{n}\] \S+", out, re.MULTILINE) for n in notes) and "more models" in out
 
 
+def test_the_articles_prices_price_a_month_too(
+    files: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def months(*more: str) -> dict[str, Any]:
+        assert main([*files(FORECAST), "--json", *more]) == 0
+        return {row["model"]: row for row in json.loads(capsys.readouterr().out)["baselines"]}
+
+    listed, printed = months(), months("--set", "article-playbook")
+    assert len(printed) == 8 and "gpt-4-turbo" in printed
+    # a 1024x768 picture and 120 tokens in, 60 out: $5/$15 against $2.50/$10
+    assert Decimal(printed["gpt-4o"]["usd_per_query"]) == (885 * 5 + 60 * 15) / Decimal(10**6)
+    assert Decimal(listed["gpt-4o"]["usd_per_query"]) == (885 * Decimal("2.50") + 60 * 10) / 10**6
+    assert printed["gpt-4o"]["source"].startswith("article") and printed["gpt-4o"]["stale"]
+    assert main([*files(FORECAST), "--set", "articles"]) == 2
+    assert "unknown row set" in capsys.readouterr().err
+
+
 def test_a_model_without_an_image_rule_is_left_out_and_named(
     files: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -297,7 +314,15 @@ def test_months_have_gaps_or_come_back_in_order(months: dict[int, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("amount", "text"), [("0", "$0"), ("0.0000012345", "$0.00000123"), ("9.999", "$10"), ("1234.5", "$1,234.50")]
+    ("amount", "text"),
+    [
+        ("0", "$0"),
+        ("0.0000012345", "$0.00000123"),
+        ("9.999", "$10.00"),
+        ("2.7", "$2.70"),
+        ("0.27", "$0.27"),
+        ("1234.5", "$1,234.50"),
+    ],
 )
 def test_dollars_for_reading(amount: str, text: str) -> None:
     assert usd(amount) == text
