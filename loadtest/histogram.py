@@ -58,13 +58,18 @@ class Histogram:
 
     def percentile(self, q: float) -> float:
         """Return the value, in seconds, below or at which a share `q` (0 to 1) of the sample lies; NaN when empty."""
+        low, high = self.bounds(q)
+        return (low + high) / 2
+
+    def bounds(self, q: float) -> tuple[float, float]:
+        """Return the smallest and the largest value, in seconds, that the `q` quantile can be; NaN when empty."""
         n = self.n
         if not n:
-            return float("nan")
+            return float("nan"), float("nan")
         rank = max(1, int(np.ceil(q * n - 1e-9)))
         bucket = np.searchsorted(np.cumsum(self.counts), rank)
         low, high = bucket_bounds(np.array([bucket]))
-        return float(low[0] + high[0] - 1) / 2e6
+        return float(low[0]) / 1e6, float(high[0] - 1) / 1e6
 
     def to_dict(self) -> dict[str, list[int]]:
         """Return the non-empty buckets, JSON-ready."""

@@ -23,7 +23,17 @@ from loadtest.client import Kind
 from loadtest.config import Slo
 from loadtest.histogram import BUCKETS, Histogram
 from loadtest.recorder import error_name
-from loadtest.stats import Figure, inflation, mean, needed_n, percentile, proportion, quantile_ranks, rate
+from loadtest.stats import (
+    Figure,
+    inflation,
+    inflation_of_pieces,
+    mean,
+    needed_n,
+    percentile,
+    proportion,
+    quantile_ranks,
+    rate,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -87,23 +97,14 @@ def histogram_summary(batches: list[dict[str, list[int]]]) -> dict[str, Any]:
             continue
         value = whole.percentile(q)
         above = np.searchsorted(np.cumsum(total), math.ceil(q * n))
-        counts = np.array([(p.counts[above + 1 :].sum(), p.n) for p in parts], dtype=np.float64)
-        ratio = _batch_inflation(counts)
+        hits = np.array([p.counts[above + 1 :].sum() for p in parts], dtype=np.float64)
+        ratio = inflation_of_pieces(hits, np.array([p.n for p in parts], dtype=np.float64))
         low, high = quantile_ranks(n, q, ratio)
         note = "" if n / ratio >= needed_n(q) else "rests on few episodes"
-        ends = [whole.percentile((rank + 1) / n) for rank in (low, high)]
-        out[name] = Figure(value, ends[0], ends[1], n, note).scaled(1e3).to_dict()
+        # The interval reaches to the far edges of the buckets that its ends are in.
+        ends = whole.bounds((low + 1) / n)[0], whole.bounds((high + 1) / n)[1]
+        out[name] = Figure(value, *ends, n, note).scaled(1e3).to_dict()
     return out
-
-
-def _batch_inflation(counts: NDArray[np.float64]) -> float:
-    """Return the variance inflation of a share from (hits, n) per batch, shape (batches, 2)."""
-    hits, sizes = counts[:, 0], counts[:, 1]
-    n, share = sizes.sum(), hits.sum() / sizes.sum()
-    if len(counts) < 4 or not 0 < share < 1:
-        return 1.0
-    ratio = float(np.square(hits - share * sizes).sum()) / (len(counts) - 1) / (share * (1 - share) * n / len(counts))
-    return max(1.0, ratio)
 
 
 def meets(records: Records, slo: Slo) -> NDArray[np.bool_]:

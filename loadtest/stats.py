@@ -87,15 +87,35 @@ def inflation(hits: NDArray[np.bool_], batches: Sequence[int] = BATCHES) -> floa
         if n < 2 * count:
             continue
         edges = np.linspace(0, n, count + 1).round().astype(np.int64)
-        sizes = np.diff(edges)
-        sums = np.diff(total[edges])
-        expected = share * (1 - share) * n / count
-        ratio = float(np.square(sums - share * sizes).sum()) / (count - 1) / expected
-        # The ratio is itself an estimate from `count` batches; it only counts once it is beyond what chance gives
-        # independent values, and then with the wider limits of Student's t.
-        if ratio > _chance(count):
-            worst = max(worst, ratio * (_student(count - 1) / Z) ** 2)
+        worst = max(worst, _ratio(np.diff(total[edges]), np.diff(edges), share))
     return worst
+
+
+def inflation_of_pieces(hits: NDArray[np.float64], sizes: NDArray[np.float64]) -> float:
+    """Return the same from consecutive pieces of the run that are only known by their sums.
+
+    Args:
+        hits, sizes: number of hits and of values in each piece, shape (pieces,).
+    """
+    n = float(sizes.sum())
+    share = float(hits.sum()) / n if n else 0.0
+    if not 0 < share < 1:
+        return 1.0
+    worst = 1.0
+    for count in sorted({c for c in (*BATCHES, len(sizes)) if 4 <= c <= len(sizes)}):
+        starts = np.linspace(0, len(sizes), count + 1).round().astype(np.int64)[:-1]
+        worst = max(worst, _ratio(np.add.reduceat(hits, starts), np.add.reduceat(sizes, starts), share))
+    return worst
+
+
+def _ratio(sums: NDArray[Any], sizes: NDArray[Any], share: float) -> float:
+    """Return the variance of the hits per batch over that of independent values, 1 where chance explains it."""
+    count = len(sizes)
+    expected = share * (1 - share) * float(sizes.sum()) / count
+    ratio = float(np.square(sums - share * sizes).sum()) / (count - 1) / expected
+    # The ratio is itself an estimate from `count` batches; it only counts once it is beyond what chance gives
+    # independent values, and then with the wider limits of Student's t.
+    return ratio * (_student(count - 1) / Z) ** 2 if ratio > _chance(count) else 1.0
 
 
 @cache

@@ -29,10 +29,9 @@ def simulated(rate: float, seconds: float, number: int, service: float = 0.02, v
     rng = np.random.default_rng(number)
     times = np.sort(rng.random(rng.poisson(rate * seconds)) * seconds)
     records = np.zeros(len(times), dtype=RECORD)
-    free = 0.0
-    for i, at in enumerate(times):
-        free = max(free, at) + service
-        records[i]["end"] = free
+    # Each request ends one service time after it came or after the one before it ended, whichever is later.
+    done = service * np.arange(len(times))
+    records["end"] = done + service + np.maximum.accumulate(times - done) if len(times) else 0.0
     for name in ("intended", "dispatched", "sent"):
         records[name] = times
     records["first"] = records["last"] = np.nan
@@ -51,15 +50,15 @@ def test_capacity_of_a_known_queue() -> None:
     long = simulated(truth, 20_000, 1)
     assert np.quantile(long.records["end"] - long.records["intended"], 0.95) == pytest.approx(0.1, rel=0.05)
     certified = []
-    for seed in range(12):
+    for seed in range(100):
         run = partial(seeded, seed)
         found = find_capacity(run, parse_slo("p95<100ms"), start=2, highest=1000, step_s=60, confirm_s=300)
         if found.rate is not None:
             certified.append(found.rate)
         assert found.broken is not None and found.best <= found.broken
-    assert len(certified) >= 8
+    assert len(certified) >= 90
     # the promise: a certified rate is above the true capacity in 5 % of searches at most
-    assert sum(rate > truth for rate in certified) <= 2
+    assert sum(rate > truth for rate in certified) <= 5
     assert np.median(certified) > 0.75 * truth
 
 
