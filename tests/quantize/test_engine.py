@@ -1,0 +1,135 @@
+"""Serving one checkpoint: the command line, reasons of failures, the first answer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.support.errors import CheckFailed
+from quantize.accept import accept, ask, drawn_picture
+from quantize.engine import EngineSettings, Served, command, free_port, reason, served, wait_ready
+from quantize.run import engine_for
+from quantize.schemes import find_scheme
+
+
+def test_both_sides_get_the_same_command_but_for_the_checkpoint() -> None:
+    settings = EngineSettings(max_model_len=512, kv_dtype="fp8", arguments=("--seed", "3"))
+    first, second = (command(Path(f"/{n}"), n, 8000, settings) for n in ("a", "b"))
+    assert [w for w, v in zip(first, second, strict=True) if w != v] == ["/a", "a"]
+    text = " ".join(first)
+    for words in ("--max-model-len 512", "--kv-cache-dtype fp8", "--seed 3", "--host 127.0.0.1", "--max-logprobs 20"):
+        assert words in text
+
+
+def test_bitsandbytes_is_named_to_the_engine() -> None:
+    assert engine_for(find_scheme("w8a8"), EngineSettings()) == EngineSettings()
+    assert engine_for(find_scheme("nf4"), EngineSettings()).arguments == ("--quantization", "bitsandbytes")
+
+
+@pytest.mark.parametrize(
+    ("log", "told"),
+    [
+        ("INFO x\n(pid=1) ERROR ValueError: size 7\nRuntimeError: Engine core init failed", "ValueError: size 7"),
+        ("INFO x\nKilled", "Killed"),
+        ("", "it said nothing"),
+    ],
+)
+def test_the_engine_s_own_reason(tmp_path: Path, log: str, told: str) -> None:
+    path = tmp_path / "log"
+    path.write_text(log)
+    assert reason(path) == told
+
+
+def test_an_engine_that_ends_or_never_answers_is_one_error(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("ValueError: no such thing")
+    ended = subprocess.Popen([sys.executable, "-c", "pass"])
+    ended.wait()
+    with pytest.raises(CheckFailed, match=r"vLLM did not start.*ValueError: no such thing"):
+        wait_ready(ended, free_port(), log)
+    sleeping = subprocess.Popen(["sleep", "60"])
+    try:
+        with pytest.raises(CheckFailed, match=r"not ready after 0\.5 s"):
+            wait_ready(sleeping, free_port(), log, timeout_s=0.5)
+    finally:
+        sleeping.kill()
+        sleeping.wait()
+
+
+def test_an_engine_that_cannot_start_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = [sys.executable, "-c", "print('OSError: no weights'); raise SystemExit(1)"]
+    monkeypatch.setattr("quantize.engine.command", lambda *a: child)
+    with pytest.raises(CheckFailed, match="OSError: no weights"), served(tmp_path, "m", tmp_path / "log"):
+        pass
+
+
+def test_memory_of_a_process_that_is_gone_is_nothing() -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    assert Served("", "", gone.pid, 0.0).memory_bytes() == 0
+
+
+class Replies(BaseHTTPRequestHandler):
+    """Answers every request with the class's `status` and `body`."""
+
+    status, body = 200, b""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(self.status)
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    found = HTTPServer(("127.0.0.1", 0), Replies)
+    threading.Thread(target=found.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{found.server_port}/v1"
+    found.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "body"), [(500, b"{}"), (200, b"not json"), (200, b"{}"), (200, b'{"choices": [{"message": 3}]}')]
+)
+def test_no_answer_is_one_error(server: str, monkeypatch: pytest.MonkeyPatch, status: int, body: bytes) -> None:
+    monkeypatch.setattr(Replies, "status", status)
+    monkeypatch.setattr(Replies, "body", body)
+    with pytest.raises(CheckFailed, match="no answer"):
+        ask(server, "m", "what?", drawn_picture(), "image/png")
+
+
+def accepting(monkeypatch: pytest.MonkeyPatch, server: str, text: str | None, tokens: int) -> None:
+    """Make `accept` find an engine at `server` that answers `text` to a prompt of so many tokens."""
+    from contextlib import contextmanager
+
+    @contextmanager
+    def stand_in(*args: Any) -> Iterator[Served]:
+        yield Served(server, "candidate", 1, 1.0, {"A": "B"})
+
+    body = {"choices": [{"message": {"content": text}}], "usage": {"prompt_tokens": tokens}}
+    monkeypatch.setattr(Replies, "body", json.dumps(body).encode())
+    monkeypatch.setattr("quantize.accept.served", stand_in)
+
+
+def test_acceptance(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    accepting(monkeypatch, server, "red", 40)
+    found = accept(tmp_path, tmp_path / "log", None, None, EngineSettings())
+    assert found["answer"] == "red" and found["kernels"] == {"A": "B"}
+    assert accept(tmp_path, tmp_path / "log", None, 40, EngineSettings())["prompt_tokens"] == 40
+    with pytest.raises(CheckFailed, match="calibration saw 39 prompt tokens where the engine has 40"):
+        accept(tmp_path, tmp_path / "log", None, 39, EngineSettings())
+    accepting(monkeypatch, server, " ", 40)
+    with pytest.raises(CheckFailed, match="loads but answers nothing"):
+        accept(tmp_path, tmp_path / "log", None, None, EngineSettings())

@@ -1,0 +1,117 @@
+"""The ladder, the benchmark's arithmetic, and the checkpoint that is timed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.support.errors import UsageError
+from quantize import artifact
+from quantize.bench import summarize
+from quantize.engine import EngineSettings
+from quantize.ladder import Rung, climb, parse_rungs
+from quantize.scope import read_headers
+from tests.quantize.checkpoints import EMBEDDED
+
+
+def test_rungs() -> None:
+    found = parse_rungs("w4a16:gptq:32, w8a8", "here")
+    assert found == [Rung("w4a16", "gptq", 32), Rung("w8a8", "gptq")]
+    assert [r.name for r in found] == ["w4a16-gptq-32", "w8a8-gptq"]
+    hopper = [r.name for r in parse_rungs(None, "H100")]
+    assert hopper == ["w4a16-gptq", "w4a16-awq", "w4a16-gptq-32", "w8a8-gptq", "fp8-rtn"]
+    assert "w8a8-gptq" not in [r.name for r in parse_rungs(None, "B200")]
+    with pytest.raises(UsageError, match="the group must be a number"):
+        parse_rungs("w4a16:gptq:many", "here")
+    with pytest.raises(UsageError, match="unknown scheme"):
+        parse_rungs("w5", "here")
+
+
+class Steps:
+    """Stands in for making and gating: a rung passes when its name is in `passing`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, passing: set[str]) -> None:
+        self.made: list[str] = []
+        self.gated: list[str] = []
+        self.passing = passing
+        monkeypatch.setattr("quantize.ladder.quantize", self.make)
+        monkeypatch.setattr("quantize.ladder.run_gate", self.gate)
+
+    def make(self, settings: Any, say: Any) -> dict[str, Any]:
+        self.made.append(settings.out.name)
+        settings.out.mkdir(parents=True)
+        manifest = {"kind": artifact.KIND, "parent": {"files": artifact.files_of(EMBEDDED / "qwen2_5_vl")}}
+        (settings.out / "manifest.json").write_text(json.dumps(manifest))
+        return manifest
+
+    def gate(self, settings: Any, say: Any) -> dict[str, Any]:
+        name = settings.candidate.name
+        self.gated.append(name)
+        assert settings.parent_out == settings.out.parent / "parent"
+        outcome = "pass" if name in self.passing else "fail"
+        recovery = {"value": 1.0, "low": 0.9, "high": 1.1, "n": 10}
+        return {
+            "verdict": {"outcome": outcome, "sentence": outcome},
+            "recovery": recovery,
+            "figures": {"size_ratio": 0.5},
+        }
+
+
+def arguments(out: Path) -> argparse.Namespace:
+    return argparse.Namespace(
+        model="embedded:qwen2_5_vl", out=out, calibration="easy-vqa-train", samples=64, traffic=None, target="here",
+        seed=0, max_tokens=2048, golden="easy-vqa", limit=None, concurrency=8, thresholds=None, usd_per_hour=None,
+    )  # fmt: skip
+
+
+RUNGS = [Rung("w4a16", "gptq"), Rung("w4a16", "awq"), Rung("w8a8", "gptq")]
+
+
+def test_it_stops_at_the_first_that_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    steps = Steps(monkeypatch, {"w4a16-awq", "w8a8-gptq"})
+    found = climb(arguments(tmp_path), RUNGS, EngineSettings(), lambda text: None)
+    assert steps.made == ["w4a16-gptq", "w4a16-awq"]
+    assert found["passed"] == "w4a16-awq"
+    assert [s["outcome"] for s in found["steps"]] == ["fail", "pass"]
+    assert json.loads((tmp_path / "ladder.json").read_text()) == found
+
+
+def test_what_was_made_is_not_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    steps = Steps(monkeypatch, set())
+    assert climb(arguments(tmp_path), RUNGS, EngineSettings(), lambda text: None)["passed"] is None
+    climb(arguments(tmp_path), RUNGS, EngineSettings(), lambda text: None)
+    assert len(steps.made) == 3 and len(steps.gated) == 6
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    def row(name: str, number: int, speed: float) -> dict[str, Any]:
+        return {"path": "vllm", "batch": 1, "name": name, "round": number, "tokens_per_s": speed}
+
+    runs = [row("bf16", 0, 10), row("w8a8", 0, 20), row("bf16", 1, 20), row("w8a8", 1, 30)]
+    bf16, w8a8 = summarize(runs)
+    assert (bf16["ratio"], bf16["tokens_per_s"]) == (1.0, 15)
+    assert w8a8["ratio"] == 1.75 and w8a8["ratio_range"] == [1.5, 2.0]
+
+
+def test_the_timed_checkpoint_has_the_shape_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from quantize import speed_model
+    from quantize.scope import plan_scope
+
+    # two layers stand for thirty: the same code with less to write
+    monkeypatch.setitem(speed_model.SHAPE, "num_hidden_layers", 2)
+    speed_model.build(tmp_path / "m")
+    scope = plan_scope(tmp_path / "m")
+    assert scope.expected["layers.1.mlp.up_proj"] == (1536, 576)
+    assert scope.expected["layers.0.self_attn.k_proj"] == (192, 576)
+    shapes = {t.shape for t in read_headers(tmp_path / "m").values()}
+    assert (49152, 576) in shapes
+    from transformers import AutoProcessor
+
+    tokenizer = AutoProcessor.from_pretrained(tmp_path / "m").tokenizer
+    assert len(tokenizer) == 49152
+    small = AutoProcessor.from_pretrained(EMBEDDED / "qwen2_5_vl").tokenizer
+    assert tokenizer.encode("what color is the shape?") == small.encode("what color is the shape?")
