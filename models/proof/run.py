@@ -20,7 +20,7 @@ from models.support.terminal import print_json, print_table
 
 RESULTS = Path(__file__).with_name("results.json")
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS_EACH = 120
+WORKER = ["-m", "models.proof.worker"]
 
 
 def known() -> list[str]:
@@ -38,7 +38,7 @@ def prove_all(names: Sequence[str], folder: Path) -> Iterator[dict[str, Any]]:
     """
     todo = list(names)
     while todo:
-        command = [sys.executable, "-m", "models.proof.worker", str(folder), *todo]
+        command = [sys.executable, *WORKER, str(folder), *todo]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
         with (folder / "engine.log").open("a") as log:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
@@ -118,6 +118,7 @@ def markdown(result: dict[str, Any]) -> str:
             tokens = f", {row['image_tokens']:,} tokens of the picture" if row["image_tokens"] else ""
             told = f"ran on CPU, vLLM {vllm}, {day}: {row['asked']}{tokens}"
         else:
-            told = f"configuration checked, not run: `{row['reason']}`"
+            alone = "; its language model answered text alone" if row.get("text_alone") else ""
+            told = f"configuration checked, not run: `{row['reason']}`{alone}"
         lines.append(f"| {family.family} | {variant.config.model_class} | {row['variant']} | {told} |")
     return "\n".join(lines)

@@ -91,9 +91,12 @@ def write(one: Recipe, folder: Path, small: Mapping[str, Any], tokenizer: Any, p
     made = getattr(transformers, config.config_class)(**merged(config.values, small))
     made.architectures = [config.model_class]
     model = getattr(transformers, config.model_class)(made)
-    for parameter in model.parameters():  # some classes leave parameters uninitialized
-        if not bool(torch.isfinite(parameter).all()) or float(parameter.abs().max()) > 100:
-            torch.nn.init.normal_(parameter, std=0.02)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # some classes leave parameters uninitialized, or (Gemma 3's projector) at zero, which hides the picture
+            largest = float(parameter.abs().max())
+            if not largest < 100 or (largest == 0 and parameter.dim() > 1):
+                torch.nn.init.normal_(parameter, std=0.02)
     if ends and hasattr(model, "generation_config"):
         model.generation_config = transformers.GenerationConfig(do_sample=False, **ends)
     folder.mkdir(parents=True, exist_ok=True)

@@ -97,6 +97,26 @@ def _ask_image(llm: Any, one: Recipe) -> dict[str, Any]:
     return {"asked": "an image", "prompt_tokens": len(first.prompt_token_ids), "image_tokens": image_tokens}
 
 
+def _text_alone(one: Recipe, folder: Path) -> bool:
+    """Return whether the language model answers where pictures are refused; a smaller proof, and called so."""
+    from vllm import LLM, SamplingParams
+
+    sampling = SamplingParams(temperature=0, max_tokens=ANSWER_TOKENS, logprobs=5, ignore_eos=True)
+    try:
+        llm = LLM(model=str(folder), **ENGINE, limit_mm_per_prompt={"image": 0})
+        try:
+            message: Any = {"role": "user", "content": QUESTION}
+            output = llm.chat([message], sampling, use_tqdm=False)[0]
+            finite = all(math.isfinite(p) for p in _logprobs(output).values())
+            return finite and len(output.outputs[0].token_ids) == ANSWER_TOKENS
+        finally:
+            llm.llm_engine.engine_core.shutdown()
+            del llm
+    except Exception as error:
+        print(f"{one.variant}, text alone: {error}", file=sys.stderr)
+        return False
+
+
 MARKS = 4  # begin-of-image, end-of-image, line breaks that a chat form puts around the picture's own tokens
 
 
@@ -181,6 +201,8 @@ def main(folder: Path, names: list[str]) -> int:
             row |= {"result": "failed", "reason": str(error)}
         except Exception as error:
             row |= {"result": "refused", "reason": reason(error, folder / name)}
+            if one.asked == "image":
+                row["text_alone"] = _text_alone(one, folder / name)
             if os.environ.get("FOVEA_PROOF_TRACEBACK"):
                 import traceback
 

@@ -6,9 +6,10 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from models.registry.schema import Requirement, Stage, Version
+from models.registry.state import State
 
 if TYPE_CHECKING:
-    from models.registry.registry import Registry, State
+    from models.registry.registry import Registry
 
 
 def problems(registry: Registry, version: Version, state: State, to: Stage) -> list[str]:

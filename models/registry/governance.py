@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from models.registry.files import damage
 from models.registry.schema import Version
+from models.registry.state import State
 
 if TYPE_CHECKING:
-    from models.registry.registry import Registry, State
+    from models.registry.registry import Registry
 
 Check = Callable[["Registry", Version, "State"], str | None]
 """Returns the evidence, or None where the item does not hold."""
@@ -20,7 +22,7 @@ def _reports(version: Version, state: State) -> list[dict[str, Any]]:
 
 def _intact(registry: Registry, version: Version, state: State) -> str | None:
     return (
-        None if list(registry.verify_version(version)) else f"{len(version.files)} files hashed, {version.digest[:12]}"
+        None if list(damage(registry.store, version)) else f"{len(version.files)} files hashed, {version.digest[:12]}"
     )
 
 

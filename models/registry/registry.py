@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import datetime as dt
 import difflib
-import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from models.registry.content import check_content, files_of
+from models.registry.files import MARK, blob, check_out, damage, orphans, sha256
 from models.registry.gates import problems
 from models.registry.schema import (
     NAME,
@@ -36,12 +34,12 @@ from models.registry.schema import (
     report_summary,
     version_digest,
 )
+from models.registry.state import State, fold
 from models.registry.store import Store, open_store
 from models.support.errors import CheckFailed, UsageError
 
 DEFAULT_STORE = "runs/registry"
 STORE_VARIABLE = "FOVEA_REGISTRY"
-MARK = "fovea-version.json"
 ATTEMPTS = 100
 T = TypeVar("T", bound=Closed)
 
@@ -53,22 +51,6 @@ class Resolved:
     version: Version
     stage: Stage
     folder: Path
-
-
-@dataclass
-class State:
-    """What the events of one name add up to."""
-
-    stages: dict[int, Stage] = field(default_factory=dict)
-    live: list[int] = field(default_factory=list, metadata={"why": "versions in the order they were live; last: now"})
-    reports: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
-    approvals: dict[int, list[str]] = field(default_factory=dict)
-    attested: dict[int, dict[str, str]] = field(default_factory=dict)
-    seq: int = 0
-
-    def current(self) -> int | None:
-        """Return the version that is live, if any."""
-        return next((n for n, stage in self.stages.items() if stage == "live"), None)
 
 
 class Registry:
@@ -103,23 +85,7 @@ class Registry:
 
     def state(self, name: str) -> State:
         """Return the stages, reports, approvals and attestations of all versions of `name`."""
-        state = State(stages={v.number: "candidate" for v in self.versions(name)})
-        for event in self.events(name):
-            state.seq = event.seq
-            if event.what == "stage" and event.to is not None:
-                if event.to == "live":
-                    for other, stage in state.stages.items():
-                        if stage == "live":
-                            state.stages[other] = "retired"
-                    state.live.append(event.version)
-                state.stages[event.version] = event.to
-            elif event.what == "attach" and event.report is not None:
-                state.reports.setdefault(event.version, []).append(event.report)
-            elif event.what == "approve":
-                state.approvals.setdefault(event.version, []).append(event.by)
-            elif event.what == "attest" and event.item is not None:
-                state.attested.setdefault(event.version, {})[event.item] = event.by
-        return state
+        return fold([v.number for v in self.versions(name)], self.events(name))
 
     def policy(self, name: str) -> Policy | None:
         """Return the policy in force for `name`: the last one written."""
@@ -175,14 +141,14 @@ class Registry:
             raise UsageError("who registers it?", field="by", fix="give a name or an address")
         family = check_content(folder, kind, family)
         paths = files_of(folder)
-        files = {relative: File(sha256=_sha256(path), bytes=path.stat().st_size) for relative, path in paths.items()}
+        files = {relative: File(sha256=sha256(path), bytes=path.stat().st_size) for relative, path in paths.items()}
         if parent is not None and parent.partition("@")[0] in self.names():
             parent = self.find(parent).ref
         for relative, path in paths.items():
-            blob = _blob(files[relative].sha256)
-            if files[relative].sha256 not in self.store.names(blob.rpartition("/")[0]):
-                self.store.put_file(blob, path)
-        changed = next((r for r, path in paths.items() if _sha256(path) != files[r].sha256), None)
+            at = blob(files[relative].sha256)
+            if files[relative].sha256 not in self.store.names(at.rpartition("/")[0]):
+                self.store.put_file(at, path)
+        changed = next((r for r, path in paths.items() if sha256(path) != files[r].sha256), None)
         if changed is not None:
             raise CheckFailed("the file changed while it was copied", field=changed, fix="register it when it is done")
         for _ in range(ATTEMPTS):
@@ -288,7 +254,7 @@ class Registry:
             if not earlier:
                 raise UsageError("no version was live before", field="name", value=name, fix="promote one")
             before = versions[earlier[-1]]
-            damaged = list(self.verify_version(before))
+            damaged = list(damage(self.store, before))
             if damaged:
                 raise CheckFailed(f"{before.ref} is damaged: {damaged[0]}", field="version", value=before.ref)
             who = self._who(before, by, state)
@@ -298,35 +264,20 @@ class Registry:
 
     # -- files
 
-    def verify_version(self, version: Version) -> Iterator[str]:
-        """Hash every file of a version again; yield one sentence for each that is wrong, naming it."""
-        if version_digest(version.files) != version.digest:
-            yield f"{version.ref}: the record's own digest does not match its files"
-        for relative, file in version.files.items():
-            try:
-                with self.store.open(_blob(file.sha256)) as stream:
-                    found = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
-            except FileNotFoundError:
-                yield f"{version.ref}: {relative} is gone"
-                continue
-            if found != file.sha256:
-                yield f"{version.ref}: {relative} is corrupted (sha256 {found[:12]}, recorded {file.sha256[:12]})"
-
     def verify(self, names: Iterable[str] | None = None) -> list[str]:
         """Hash everything again; return what is wrong, empty when all is well."""
         chosen = self.names() if names is None else list(names)
-        return [problem for name in chosen for v in self.versions(name) for problem in self.verify_version(v)]
+        return [problem for name in chosen for v in self.versions(name) for problem in damage(self.store, v)]
 
     def gc(self, *, dry: bool = False) -> list[str]:
         """Remove files that no version has (an interrupted registration leaves them); return their digests.
 
         Not while a registration runs: its files have no version yet.
         """
-        used = {file.sha256 for name in self.names() for v in self.versions(name) for file in v.files.values()}
-        orphans = [d for part in self.store.names("blobs") for d in self.store.names(f"blobs/{part}") if d not in used]
-        for digest in [] if dry else orphans:
-            self.store.delete(_blob(digest))
-        return orphans
+        found = orphans(self.store, (v for name in self.names() for v in self.versions(name)))
+        for digest in [] if dry else found:
+            self.store.delete(blob(digest))
+        return found
 
     def resolve(self, ref: str) -> Resolved:
         """Return the version with its files in a local folder, checked out once per digest.
@@ -338,33 +289,8 @@ class Registry:
         version = self.find(ref)
         target = self.cache / version.digest
         if not (target / MARK).exists():
-            self._check_out(version, target)
+            check_out(self.store, version, target)
         return Resolved(version, self.state(version.name).stages[version.number], target)
-
-    def _check_out(self, version: Version, target: Path) -> None:
-        self.cache.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=".writing-", dir=self.cache))
-        try:
-            for relative, file in version.files.items():
-                path = beside / relative
-                path.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    with self.store.open(_blob(file.sha256)) as source, path.open("wb") as copy:
-                        shutil.copyfileobj(source, copy, 1 << 22)
-                except FileNotFoundError:
-                    raise CheckFailed(f"{relative} is gone", field="version", value=version.ref) from None
-                if _sha256(path) != file.sha256:
-                    raise CheckFailed(f"{relative} is corrupted", field="version", value=version.ref, fix="roll back")
-            mark = {"name": version.name, "version": version.number, "digest": version.digest}
-            (beside / MARK).write_text(json.dumps(mark), "utf-8")
-            if target.exists():  # left without its mark by someone's deletion
-                shutil.rmtree(target)
-            beside.rename(target)
-        except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
-            if (target / MARK).exists():  # another process was first
-                return
-            raise
 
     # -- inside
 
@@ -400,17 +326,8 @@ def _check_name(name: str) -> None:
         raise UsageError("is not a name", field="name", value=name, fix=fix)
 
 
-def _blob(digest: str) -> str:
-    return f"blobs/{digest[:2]}/{digest}"
-
-
 def _bytes(record: Closed) -> bytes:
     return record.model_dump_json(indent=2, exclude_none=True).encode() + b"\n"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _now() -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Kind = Literal["model", "prompts", "golden"]
 Stage = Literal["candidate", "canary", "live", "retired"]
@@ -53,6 +53,16 @@ class Version(Closed):
     note: str | None = None
     by: str = Field(min_length=1)
     at: str
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, files: dict[str, File]) -> dict[str, File]:
+        """A record of a foreign store must not write outside the folder that it is checked out to."""
+        for path in files:
+            parts = path.split("/")
+            if not all(parts) or ".." in parts or "." in parts or "\\" in path or "\0" in path:
+                raise ValueError(f"{path!r} is no path inside a version")
+        return files
 
     @property
     def ref(self) -> str:

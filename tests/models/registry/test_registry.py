@@ -17,7 +17,7 @@ from models.registry import Policy, Registry, Version, open_registry
 from models.registry.gates import difference_low
 from models.registry.schema import File, Requirement, version_digest
 from models.registry.store import FolderStore, open_store
-from models.registry_cli import diff
+from models.registry_view_cli import diff
 from models.stats import wilson
 from models.support.errors import CheckFailed, UsageError
 from tests.models.registry.conftest import checkpoint, report, to_live
