@@ -56,6 +56,8 @@ class Replica:
         self.engine = await start_engine(self.model, self.stack.media)
         self.peers = await Peers.start(self.model.name) if self.stack.metrics else None
         self.router = Router(self.engine, self.stack, self.model.name, self.peers)
+        FACTS.image_tokens = image_token_counter(self.engine)
+        FACTS.temperature = float(self.engine.client.model_config.get_diff_sampling_param().get("temperature", 1.0))
         app = self.layers = build_layers(self.router, self.stack, self.model)
         await start_layers(app)
         self.router.canary = Canary(app, self.model.name, self.stack.ready.within_s, self.model.images_per_prompt > 0)
