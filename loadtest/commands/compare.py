@@ -138,6 +138,7 @@ def load_both(args: argparse.Namespace) -> Rounds:
     traffic = {**common.class_values(args), **load}
     urls = {"before": (args.before, args.before_model or args.model), "after": (args.after, args.model)}
     rounds = Rounds()
+    side = "before"
     try:
         for number in range(args.rounds):
             for side in ("before", "after") if number % 2 == 0 else ("after", "before"):
@@ -152,6 +153,8 @@ def load_both(args: argparse.Namespace) -> Rounds:
                 if report.partial:
                     raise KeyboardInterrupt
     except (KeyboardInterrupt, FoveaError) as error:
+        if isinstance(error, FoveaError) and error.field == "--url":
+            error.field = f"--{side}"  # as this command calls it
         if not rounds.before and isinstance(error, FoveaError):
             raise
         rounds.partial, rounds.error = True, error if isinstance(error, FoveaError) else None

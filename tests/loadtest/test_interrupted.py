@@ -93,7 +93,7 @@ def test_a_server_that_goes_away_in_a_comparison(serve: Serve, prompts: str, tmp
             time.sleep(0.02)
         after.__exit__()
         _, error = process.communicate(timeout=60)
-    assert process.returncode == 2 and "--url: cannot connect" in error.splitlines()[-1]
+    assert process.returncode == 2 and "--after: cannot connect" in error.splitlines()[-1]
     assert json.loads((tmp_path / "compare.json").read_text())["rows"]
 
 
