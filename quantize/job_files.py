@@ -208,7 +208,7 @@ def _quantized_line(
         raise CheckFailed(f"stored as {stored.dtype}, not {want[request.scheme]}", field="tensor", value=name)
     weight = dequantize(request, module, new, tuple(parent.shape))
     error = None
-    if weight is not None and not done.smoothed:
+    if not done.smoothed:
         error = float((weight - parent.float()).norm() / parent.float().norm().clamp(min=1e-12))
         if request.scheme != "w2-trial" and error > 0.5:
             raise CheckFailed(f"the stored weight is {error:.0%} off", field="tensor", value=name)
@@ -219,12 +219,16 @@ def _quantized_line(
 
 
 def dequantize(request: JobRequest, module: str, tensors: dict[str, Any], shape: tuple[int, ...]) -> Any:
-    """Return the float32 weight (outputs, inputs) that the stored tensors mean; None for bitsandbytes' NF4.
+    """Return the float32 weight (outputs, inputs) that the stored tensors mean.
 
     INT4 is unpacked as compressed-tensors packs it (eight values in an int32, offset by 8), times a scale per group.
     """
     if request.scheme == "nf4":
-        return None
+        from bitsandbytes.functional import QuantState, dequantize_4bit
+
+        name = f"{module}.weight"
+        state = {n.removeprefix(f"{name}."): t for n, t in tensors.items() if n.startswith(f"{name}.")}
+        return dequantize_4bit(tensors[name], QuantState.from_dict(state, device="cpu")).float().reshape(shape)
     if request.scheme == "bnb-int8":
         return tensors[f"{module}.weight"].float() * tensors[f"{module}.SCB"].float()[:, None] / 127
     if request.scheme == "w2-trial":

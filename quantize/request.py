@@ -45,7 +45,7 @@ class ModuleLine(Closed):
     """One linear module of the result.
 
     `stored`: how its weight lies in the file (`I32 [512, 24]`); `error`: relative Frobenius error of the weight that it
-    stands for, None where it cannot be compared (rescaled by smoothing, or NF4).
+    stands for, None where it cannot be compared (rescaled by smoothing).
     """
 
     name: str
