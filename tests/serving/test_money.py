@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
 from decimal import Decimal
 from pathlib import Path
@@ -16,14 +18,17 @@ from models.cost.journal import Reader
 from models.cost.ledger import Tariff
 from serving.errors import ApiError
 from serving.exchange import KEY, Exchange, exchange_of
-from serving.layers import LAYERS
+from serving.facts import FACTS
+from serving.layers import LAYERS, build_layers, layers_of, start_layers, stop_layers
 from serving.layers.identify import Identity
 from serving.layers.money import Count
+from serving.layers.recall import Recall
 from serving.media import Picture
 from serving.money import Money, usage_in
 from serving.stack import parse_stack
 from serving.tenants import Tenant
 from tests.serving.asgi import JSON, Answer, call, scope_of
+from tests.serving.pictures import encode, scene
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -33,6 +38,7 @@ STACK: dict[str, Any] = {
     "money": {"usd_per_hour": "0.36", "capacity_rps": 1, "against": ["gpt-4o"]},
 }
 EACH = Decimal("0.0001")
+URL = "data:image/png;base64," + base64.b64encode(encode(scene((64, 64)))).decode()
 USAGE = {"prompt_tokens": 400, "completion_tokens": 10, "total_tokens": 410}
 ANSWER = {"choices": [{"message": {"content": 'say "usage"'}}], "usage": USAGE}
 
@@ -260,6 +266,49 @@ def test_a_size_that_a_vendor_refuses_costs_us_all_the_same(tmp_path: Path) -> N
     money.finished(Exchange("r", pictures=[thin]), (10, 1), 4)
     account = money.ledger.accounts["default", "m"]
     assert account.own_usd == EACH and account.avoided_usd == {} and money.unpriced == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("asked", [False, True])
+async def test_an_answer_from_the_cache_saves_what_it_would_have_cost(
+    stream: bool, asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Count around the real cache: the kept stream has the usage, and only a client that asked for it sees it."""
+    monkeypatch.setattr(FACTS, "temperature", 1.0)
+    whole = [{"index": 0, "message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}]
+    last = {"choices": [{"index": 0, "delta": {"content": "yes"}, "finish_reason": "stop"}]}
+    kind = b"text/event-stream" if stream else b"application/json"
+    pieces = events(last, LAST, "[DONE]") if stream else [json.dumps({"choices": whole, "usage": USAGE}).encode()]
+    engine = Engine(*pieces, kind=kind)
+    config = {
+        "models": [{"name": "m", "source": "embedded:qwen2_5_vl"}],
+        "money": {**STACK["money"], "journal": str(tmp_path / "journal")},
+        "recall": {},
+        "metrics": False,
+    }
+    stack = parse_stack(config)
+    assert stack.money is not None
+    monkeypatch.setattr(Count, "money", {"m": Money(stack.money, "m", registry=None)})
+    app = build_layers(engine, stack, stack.models[0])
+    await start_layers(app)
+    image = {"type": "image_url", "image_url": {"url": URL}}
+    content = [image, {"type": "text", "text": "shape?"}]
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": content}], "temperature": 0, "stream": stream}
+    if asked:
+        body["stream_options"] = {"include_usage": True}
+    answers = [await call(app, scope_of("POST", "/v1/chat/completions", JSON), json.dumps(body).encode())]
+    recall = next(layer for layer in layers_of(app) if isinstance(layer, Recall))
+    await asyncio.gather(*recall.writes)
+    answers.append(await call(app, scope_of("POST", "/v1/chat/completions", JSON), json.dumps(body).encode()))
+    await stop_layers(app)
+    assert [a.header(b"x-fovea-cache") for a in answers] == [b"miss", b"hit"]
+    assert answers[0].body == answers[1].body and (b"prompt_tokens" in answers[0].body) is (asked or not stream)
+    account = Count.money["m"].ledger.accounts["default", "m"]
+    assert account.own_usd == account.cache_saved_usd == EACH and account.requests == 2
+    first, second = Reader([tmp_path / "journal"]).lines()
+    assert (first.recalled, second.recalled) == (False, True)
+    assert first.images == second.images == ((64, 64),) and first.image_tokens == second.image_tokens == 16
+    assert account.avoided_usd["gpt-4o"] == 2 * ((384 + 255) * Decimal("2.50") + 10 * 10) / 10**6
 
 
 def test_without_the_section_the_layer_is_not_there() -> None:
