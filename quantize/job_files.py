@@ -224,11 +224,16 @@ def dequantize(request: JobRequest, module: str, tensors: dict[str, Any], shape:
     INT4 is unpacked as compressed-tensors packs it (eight values in an int32, offset by 8), times a scale per group.
     """
     if request.scheme == "nf4":
+        import torch
         from bitsandbytes.functional import QuantState, dequantize_4bit
 
         name = f"{module}.weight"
         state = {n.removeprefix(f"{name}."): t for n, t in tensors.items() if n.startswith(f"{name}.")}
-        return dequantize_4bit(tensors[name], QuantState.from_dict(state, device="cpu")).float().reshape(shape)
+        return (
+            dequantize_4bit(tensors[name], QuantState.from_dict(state, device=torch.device("cpu")))
+            .float()
+            .reshape(shape)
+        )
     if request.scheme == "bnb-int8":
         return tensors[f"{module}.weight"].float() * tensors[f"{module}.SCB"].float()[:, None] / 127
     if request.scheme == "w2-trial":
