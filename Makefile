@@ -4,7 +4,7 @@
 .DELETE_ON_ERROR:
 PY := .venv/bin/python
 
-.PHONY: help setup setup-quantize demo test lint bench bench-loadtest bench-quantize lock clean distclean
+.PHONY: help setup setup-quantize demo test lint observe bench bench-loadtest bench-quantize lock clean distclean
 
 help: ## list the targets (the default)
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \t\2/p' Makefile | expand -t 24
@@ -25,6 +25,9 @@ lint: setup ## ruff and mypy over the whole tree
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+observe: setup ## serve the demo under Prometheus, with the chart's rules and dashboards
+	@$(PY) -m scripts.observe $(ARGS)
 
 bench: setup ## the stack against bare vLLM, same load, in one run
 	@$(PY) scripts/bench_serving.py $(ARGS)

@@ -68,7 +68,7 @@ def stack_part(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def catalog() -> dict[str, Any]:
-    """Return what the template needs to tell whether a model fits on a GPU: sizes by the hub id's last part, memory by GPU."""
+    """Return what the template needs to tell what fits: sizes by the hub id's last part, memory by GPU."""
     models: dict[str, Any] = {}
     for family in load_catalog().families:
         for variant in family.variants:

@@ -18,9 +18,11 @@ groups:
       - record: fovea:request_seconds:p95_1h
         labels: {stack: {{ include "fovea.fullname" . }}}
         expr: histogram_quantile(0.95, sum by (model, le) (rate(fovea_request_seconds_bucket{ {{- $api }}}[1h])))
+      {{- if .Values.stack.money }}
       - record: fovea:usd:per_hour
         labels: {stack: {{ include "fovea.fullname" . }}}
         expr: 3600 * sum by (model, tenant) (rate(fovea_usd_total{ {{- $stack }}}[1h]))
+      {{- end }}
   - name: fovea-service
     rules:
       {{- include "fovea.alert" (dict "root" . "name" "FoveaErrorBudgetFast" "runbook" "error-budget" "severity" "critical"
@@ -49,6 +51,7 @@ groups:
             "text" "no replica of the stack shows metrics") | nindent 6 }}
       {{- range .Values.stack.models }}
       {{- include "fovea.alert" (dict "root" $ "name" "FoveaModelDown" "runbook" "down" "severity" "critical"
+            "model" .name
             "expr" (printf "absent(vllm:num_requests_running{STACK,model_name=%q})" .name)
             "for" "5m"
             "text" (printf "no engine of %s shows metrics" .name)) | nindent 6 }}
@@ -102,7 +105,7 @@ groups:
 - alert: {{ .name }}
   expr: {{ .expr | replace "STACK" (printf "stack=%q" (include "fovea.fullname" .root)) | quote }}
   for: {{ .for }}
-  labels: {severity: {{ .severity }}, stack: {{ include "fovea.fullname" .root }}}
+  labels: {severity: {{ .severity }}, stack: {{ include "fovea.fullname" .root }}{{ with .model }}, model: {{ . | quote }}{{ end }}}
   annotations:
     summary: {{ .text | quote }}
     runbook_url: {{ .root.Values.observability.rules.runbooks | trimSuffix "/" }}/{{ .runbook }}.md

@@ -48,6 +48,7 @@
 {{- $groups := dict -}}{{- $models := dict -}}
 {{- range .Values.stack.models }}{{- $_ := set $models .name . -}}{{- end -}}
 {{- $catalog := .Files.Get "files/catalog.yaml" | fromYaml -}}
+{{- $allCpus := 0 -}}{{- $allNeeded := 0 -}}
 {{- range $i, $group := .Values.workerGroups -}}
   {{- $at := printf "workerGroups[%d]" $i -}}
   {{- if hasKey $groups $group.name -}}{{- fail (printf "%s.name: %q is used twice; give each group its own" $at $group.name) -}}{{- end -}}
@@ -94,10 +95,15 @@
   {{- if gt (int $needCpus) (mul $most $cpus | int) -}}
     {{- fail (printf "%s.cpusForReplicas: its models have %d replicas, %d pods of %d have room for %d; raise it or replicas" $at $needCpus $most $cpus (mul $most $cpus)) -}}
   {{- end -}}
+  {{- $allCpus = add $allCpus (mul $most $cpus) | int -}}
+  {{- $allNeeded = add $allNeeded $needCpus | int -}}
   {{- if and $group.gpuType (eq $gpus 0) -}}
     {{- fail (printf "%s.gpuType: %q, but gpus is 0; set gpus" $at $group.gpuType) -}}
   {{- end -}}
   {{- include "fovea.validateNodes" (dict "root" $ "at" $at "group" $group "gpus" $gpus) -}}
+{{- end -}}
+{{- if and (gt (len .Values.stack.models) 1) (le $allCpus $allNeeded) -}}
+  {{- fail (printf "workerGroups: all pods have room for %d replicas (cpusForReplicas), which the models take, and the front needs one more; raise a group's cpusForReplicas" $allCpus) -}}
 {{- end -}}
 {{- end }}
 
@@ -217,9 +223,9 @@
   {{- end -}}
 {{- end -}}
 {{- $replicas := 0 -}}{{- range .Values.stack.models -}}{{- $replicas = add $replicas (.replicas | default 1) -}}{{- end -}}
-{{- with .Values.stack.admit -}}
-  {{- if and (gt (int $replicas) 1) (not (regexMatch $valkey (.store | default "memory"))) -}}
-    {{- fail (printf "stack.admit.store: %q is one replica's own, and the stack has %d; write valkey://HOST:PORT/DB (`valkey.enabled` runs one)" (.store | default "memory") (int $replicas)) -}}
+{{- if kindIs "map" .Values.stack.admit -}}{{- $admit := .Values.stack.admit -}}
+  {{- if and (gt (int $replicas) 1) (not (regexMatch $valkey ($admit.store | default "memory"))) -}}
+    {{- fail (printf "stack.admit.store: %q is one replica's own, and the stack has %d; write valkey://HOST:PORT/DB (`valkey.enabled` runs one)" ($admit.store | default "memory") (int $replicas)) -}}
   {{- end -}}
 {{- end -}}
 {{- if and .Values.valkey.enabled (not .Values.valkey.password.name) -}}
