@@ -14,11 +14,16 @@ from typing import Any
 from models.support.errors import UsageError
 
 
-def add_target(parser: argparse.ArgumentParser, url_required: bool = True) -> None:
+def add_target(parser: argparse.ArgumentParser) -> None:
     """Add what says where the load goes."""
     group = parser.add_argument_group("target")
-    group.add_argument("--url", required=url_required, help="base URL, up to and including /v1")
+    group.add_argument("--url", required=True, help="base URL, up to and including /v1")
     group.add_argument("--model", required=True, help="model name, as the server knows it")
+    add_api(group)
+
+
+def add_api(group: argparse._ArgumentGroup) -> None:
+    """Add what says how to speak to the server."""
     group.add_argument("--api", default="openai", choices=("openai", "anthropic", "gemini"), help="which API it speaks")
     group.add_argument("--no-stream", action="store_true", help="ask for whole replies (no time to first token then)")
     group.add_argument(

@@ -114,11 +114,15 @@ def test_a_dead_server_in_the_middle_of_a_run(serve: Serve, prompts: str) -> Non
     assert 0 < data["errors"] < data["requests"]
 
 
-def test_a_late_generator_makes_the_run_invalid(serve: Serve, prompts: str) -> None:
+def test_a_late_generator_makes_the_run_invalid(serve: Serve, prompts: str, capsys: pytest.CaptureFixture[str]) -> None:
     server = serve()
     config = config_for(server, prompts, rate=100, duration_s=0.6, max_slip_ms=0.000001, check_model=False)
     report = run_load(config)
     assert not report.valid and "slip" in report.data["invalid_because"][0]
+    words = ["--url", server.url, "--model", "m", "--workload", prompts, "--rate", "50", "--duration", "0.5"]
+    code, text, error = fovea(capsys, *words, "--max-slip-ms", "0.000001")
+    assert code == 1 and "Invalid run: the load generator could not keep its schedule" in text
+    assert "invalid run: schedule slip p99" in error and "use more --processes" in error
 
 
 def test_several_processes_give_one_report(serve: Serve, prompts: str, tmp_path: Path) -> None:
