@@ -83,7 +83,7 @@ def cost_part(
         "sentence": _sentence(forecast, bill, rows, drawn, scored=scored, model=data["target"]["model"]),
         "assumptions": [vars(note) for note in notes],
         "cost": bill.as_dict(),
-        "image_tokens": own_image_tokens(data["target"]["model"], forecast),
+        "image_tokens": own_image_tokens(data["target"], forecast),
         "usd_per_right_answer": {
             "value": f"{bill.usd_per_success:f}",
             "low": min(low_high, key=Decimal),
@@ -103,9 +103,11 @@ def cost_part(
     return part
 
 
-def own_image_tokens(model: str, forecast: Forecast) -> str | None:
-    """Return the image tokens of a mean query at the served model, as text; None when no rule is known by its name."""
-    if rule_of(model) is None:
+def own_image_tokens(target: Mapping[str, Any], forecast: Forecast) -> str | None:
+    """Return the image tokens of a mean query at the served model, as text; None when nobody knows its rule."""
+    names = (target["model"], target.get("root", ""))
+    model = next((name for name in names if rule_of(name) is not None), None)
+    if model is None:
         return None
     try:
         return f"{image_tokens_per_query(model, forecast.usage):.6g} ({rule_of(model)})"

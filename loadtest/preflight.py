@@ -115,4 +115,7 @@ def _models(config: RunConfig, body: bytes) -> dict[str, Any]:
             value=config.model,
             fix=f"it has {', '.join(names[:8])}",
         )
-    return {"models": names[:8], "owned_by": str(rows[0].get("owned_by", "")) if names else ""}
+    served: dict[str, Any] = next((row for row in rows if str(row["id"]) == config.model), {})
+    # vLLM says which checkpoint stands behind the name; its image-token rule may be known by that alone
+    root = {"root": str(served["root"])} if served.get("root") else {}
+    return {"models": names[:8], "owned_by": str(rows[0].get("owned_by", "")) if names else "", **root}

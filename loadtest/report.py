@@ -126,7 +126,7 @@ def build_report(
     data["generator"] = _generator(config, records, summaries, window)
     _judge(config, data)
     measured = records[(records["intended"] >= window[0]) & (records["intended"] < window[1])]
-    data["usage"] = usage_of(workloads, measured, config.model)
+    data["usage"] = usage_of(workloads, measured, config.model, data["target"].get("root"))
     data["cost"] = _money(config, data)
     data["baselines"], data["baselines_note"] = cost.baselines(data["usage"])
     data["gpus"] = server["gpus"]

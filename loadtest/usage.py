@@ -19,15 +19,18 @@ CHARS_PER_TOKEN = 4  # for text whose tokens nobody counted
 MOST_GROUPS = 1000  # sizes of images that differ; above, an even sample of the requests stands for all
 
 
-def usage_of(workloads: Sequence[Workload], measured: NDArray[np.void], model: str) -> dict[str, Any]:
+def usage_of(
+    workloads: Sequence[Workload], measured: NDArray[np.void], model: str, checkpoint: str | None = None
+) -> dict[str, Any]:
     """Return the `usage` section of a report: sums over the answered requests, and groups of like ones.
 
-    Text tokens are the server's prompt tokens less those of the images by the model's own rule; where the rule is not
-    known or the server counted nothing, characters / 4.  `groups` is empty, with a `note`, when a size is not known.
+    Text tokens are the server's prompt tokens less those of the images by the rule of the model, or of the checkpoint
+    that the server says it is; where the rule is not known or the server counted nothing, characters / 4.
+    `groups` is empty, with a `note`, when a size is not known.
     """
     ok = measured[measured["kind"] == Kind.OK]
     counted = bool(len(ok)) and bool((ok["prompt_tokens"] >= 0).all())
-    rule = _rule(model) if counted else None
+    rule = _rule(model, checkpoint) if counted else None
     with_images = any(w.item(int(i)).shape.images for w, i in _items(workloads, ok))
     by_count = counted and (rule is not None or not with_images)
     out: dict[str, Any] = {
@@ -55,13 +58,15 @@ def usage_of(workloads: Sequence[Workload], measured: NDArray[np.void], model: s
     return out
 
 
-def _rule(model: str) -> str | None:
-    """Return the model if there is an image-token rule for it."""
-    try:
-        image_tokens_of(model, ((64, 64),))
-    except UsageError:
-        return None
-    return model
+def _rule(*names: str | None) -> str | None:
+    """Return the first name that an image-token rule is known for."""
+    for name in filter(None, names):
+        try:
+            image_tokens_of(name, ((64, 64),))
+        except UsageError:
+            continue
+        return name
+    return None
 
 
 def _items(workloads: Sequence[Workload], ok: NDArray[np.void]) -> Iterator[tuple[Workload, int]]:

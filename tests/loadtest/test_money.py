@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -19,7 +20,10 @@ from fovea import main
 from loadtest.forecast_file import parse_months
 from loadtest.html_report import render
 from loadtest.money import cost_part, usd
+from loadtest.recorder import RECORD
 from loadtest.run import run_load
+from loadtest.usage import usage_of
+from loadtest.workloads.base import Item, ListWorkload, Shape
 from models.cost import path_cost
 from models.cost.forecast import parse_forecast
 from models.support.errors import UsageError
@@ -287,6 +291,23 @@ def test_a_report_that_cannot_be_priced(
     assert main(files(report={**REPORT, **change})) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "root", "text", "source"),
+    [
+        ("fovea-qwen", None, 84, "less image tokens by the rule of fovea-qwen"),
+        ("vision", "Qwen/Qwen2.5-VL-7B-Instruct", 96, "less image tokens by the rule of Qwen/Qwen2.5-VL-7B-Instruct"),
+        ("vision", "somebody/else", 5, "characters / 4"),
+        ("vision", None, 5, "characters / 4"),
+    ],
+)
+def test_image_tokens_by_the_name_or_the_checkpoint(name: str, root: str | None, text: int, source: str) -> None:
+    workload = ListWorkload("pictures", [Item("i0", (), shape=Shape(64, 64, 1, 20))], "sha256:0")
+    records = np.zeros(3, dtype=RECORD)
+    records["prompt_tokens"], records["completion_tokens"] = 100, 7
+    usage = usage_of([workload], records, name, root)
+    assert source in usage["text_tokens_from"] and usage["groups"][0]["text_tokens"] == 3 * text
 
 
 def test_every_run_has_its_cost_part(serve: Callable[..., Server], prompts: str) -> None:
