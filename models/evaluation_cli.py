@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from models.support.errors import UsageError
 from models.support.terminal import print_json, print_table, whole_number
 
 
@@ -23,6 +24,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-usd", metavar="DOLLARS", help="spend limit for a vendor's model (required there)")
     parser.add_argument("--prices", type=Path, metavar="FILE", help="your own price rows")
     parser.add_argument("--vendor-url", help="another address of the vendor's API")
+    parser.add_argument("--usd-per-hour", metavar="DOLLARS", help="price of the machine that serves, for $ per answer")
     parser.add_argument("--fresh", action="store_true", help="ask everything again instead of continuing in --out")
     parser.set_defaults(run=_evaluate)
 
@@ -45,9 +47,29 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from models.evaluation.run import compare_command
+    """Print the paired comparison; exit code 1 when `--max-drop` is not met."""
+    from models.evaluation.compare import compare, read_evaluation, verdict, write_comparison_page
+    from models.support.files import write_json
 
-    return compare_command(args)
+    if args.max_drop is not None and not 0 <= args.max_drop < 1:
+        raise UsageError("must lie between 0 and 1", field="max-drop", value=args.max_drop, fix="0.01 is one point")
+    first, second = read_evaluation(args.first), read_evaluation(args.second)
+    result = compare(first, second, seed=args.seed)
+    holds, sentence = verdict(result, args.max_drop)
+    result["verdict"] = {"holds": holds, "max_drop": args.max_drop, "text": sentence}
+    if args.out is not None:
+        write_json(args.out / "report.json", result)
+        write_comparison_page(args.out / "report.html", result, first, second, sentence, holds)
+    if args.json:
+        print_json(result)
+    else:
+        print(sentence)
+        for name, group in result["by_category"].items():
+            d = group["difference"]
+            interval = f"{100 * d['low']:+.2f} to {100 * d['high']:+.2f}"
+            print(f"  {name:<12}{100 * d['value']:+.2f} points ({interval}), n = {d['n']}")
+        print(f"lost {len(result['flips']['lost'])}, won {len(result['flips']['won'])}")
+    return 0 if holds else 1
 
 
 def add_scorecard(parser: argparse.ArgumentParser) -> None:

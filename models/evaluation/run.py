@@ -20,7 +20,7 @@ from models.evaluation.answers import Answer, AnswerLog
 from models.evaluation.client import EvaluationClient, request_parameters
 from models.evaluation.context import command, hardware, versions
 from models.evaluation.page import write_page
-from models.evaluation.score import score
+from models.evaluation.score import machine_cost, score
 from models.evaluation.settings import EvaluationSettings
 from models.evaluation.target import is_version, served_version, version_of
 from models.evaluation.vendor import LEAST_MAX_TOKENS, VendorClient
@@ -54,7 +54,8 @@ def settings_of(args: argparse.Namespace, *, url: str | None = None, model: str 
         timeout_s=args.timeout,
         api_key=args.api_key or (None if args.url.startswith(tuple(VENDORS)) else os.environ.get("OPENAI_API_KEY")),
         fresh=args.fresh,
-        max_usd=_dollars(args.max_usd),
+        max_usd=_dollars(args.max_usd, "max-usd"),
+        usd_per_hour=_dollars(args.usd_per_hour, "usd-per-hour"),
         prices=args.prices,
         vendor_url=args.vendor_url,
     )
@@ -73,13 +74,13 @@ def _finish(args: argparse.Namespace, settings: EvaluationSettings) -> int:
     return 0
 
 
-def _dollars(text: str | None) -> Decimal | None:
+def _dollars(text: str | None, field: str) -> Decimal | None:
     if text is None:
         return None
     try:
         return parse_money(text)
     except ValueError as error:
-        raise UsageError(str(error), field="max-usd", value=text, fix="write it like 1.50") from error
+        raise UsageError(str(error), field=field, value=text, fix="write it like 1.50") from error
 
 
 def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
@@ -203,6 +204,9 @@ def build_report(
 ) -> dict[str, Any]:
     """Return the report: what was asked, every score, and where it was made."""
     asked, wall_s = result.asked, result.wall_s
+    scores = score(items, result.answers, seed=settings.seed)
+    if settings.usd_per_hour is not None:
+        scores["cost"] = machine_cost(settings.usd_per_hour, wall_s, asked, scores["accuracy"]["value"])
     return {
         "kind": "evaluation",
         "model": settings.target,
@@ -216,7 +220,7 @@ def build_report(
             "asked": len(items),
             "categories": golden.categories,
         },
-        **score(items, result.answers, seed=settings.seed),
+        **scores,
         "run": {
             "asked_now": asked,
             "continued_from": result.before,
@@ -264,30 +268,3 @@ def print_summary(report: dict[str, Any], out: Path) -> None:
     if report["run"]["continued_from"]:
         print(f"continued   {report['run']['continued_from']} answers are from an earlier run in this folder")
     print(f"report      {out / 'report.html'}")
-
-
-def compare_command(args: argparse.Namespace) -> int:
-    """`fovea models compare`: print the paired comparison; exit code 1 when `--max-drop` is not met."""
-    from models.evaluation.compare import compare, read_evaluation, verdict, write_comparison_page
-
-    if args.max_drop is not None and not 0 <= args.max_drop < 1:
-        raise UsageError("must lie between 0 and 1", field="max-drop", value=args.max_drop, fix="0.01 is one point")
-    first, second = read_evaluation(args.first), read_evaluation(args.second)
-    result = compare(first, second, seed=args.seed)
-    holds, sentence = verdict(result, args.max_drop)
-    result["verdict"] = {"holds": holds, "max_drop": args.max_drop, "text": sentence}
-    if args.out is not None:
-        write_json(args.out / "report.json", result)
-        write_comparison_page(args.out / "report.html", result, first, second, sentence, holds)
-    if args.json:
-        import json
-
-        print(json.dumps(result, indent=2))
-    else:
-        print(sentence)
-        for name, group in result["by_category"].items():
-            d = group["difference"]
-            interval = f"{100 * d['low']:+.2f} to {100 * d['high']:+.2f}"
-            print(f"  {name:<12}{100 * d['value']:+.2f} points ({interval}), n = {d['n']}")
-        print(f"lost {len(result['flips']['lost'])}, won {len(result['flips']['won'])}")
-    return 0 if holds else 1

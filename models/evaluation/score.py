@@ -145,3 +145,22 @@ def _cost(given: Sequence[Answer], right: Mapping[str, bool]) -> dict[str, Any] 
         "image_tokens_reported_minus_rule": sum(gaps) / len(gaps) if gaps else None,
         "note": "measured: the vendor's own usage, priced by the book",
     }
+
+
+def machine_cost(usd_per_hour: Decimal, wall_s: float, asked: int, accuracy: float | None) -> dict[str, Any] | None:
+    """Return dollars per answer of a served model: the machine's price for the time of the run, over its answers.
+
+    It is the price at this run's concurrency: a machine that is less busy costs more per answer (`fovea loadtest`
+    measures capacity).  None where nothing was asked now.  Per right answer: over the share that is right.
+    """
+    if not asked:
+        return None
+    each = usd_per_hour * Decimal(repr(wall_s)) / 3600 / asked
+    return {
+        "usd_total": f"{each * asked:.8f}",
+        "usd_per_query": f"{each:.10f}",
+        "usd_per_right_answer": f"{each / Decimal(repr(accuracy)):.10f}" if accuracy else None,
+        "n": asked,
+        "image_tokens_reported_minus_rule": None,
+        "note": f"the machine at ${usd_per_hour} an hour, busy with this run alone, at its concurrency",
+    }

@@ -31,6 +31,7 @@ class EvaluationSettings:
         max_usd: spend limit for a vendor; required there.
         prices: file with price rows of one's own.
         vendor_url: another address of a vendor's API.
+        usd_per_hour: price of the machine that serves, to make dollars of a run's time; not for a vendor.
         temperature, sampling_seed: of the answers; 0 is greedy.  Not for a vendor.
         prompt: the question as it is sent; `{question}` stands for the item's own.
 
@@ -52,6 +53,7 @@ class EvaluationSettings:
     max_usd: Decimal | None = None
     prices: Path | None = None
     vendor_url: str | None = None
+    usd_per_hour: Decimal | None = None
     temperature: float = 0.0
     sampling_seed: int | None = None
     prompt: str = "{question}"
@@ -73,6 +75,9 @@ class EvaluationSettings:
                 raise UsageError(f"must be at least {lowest}{upto}", field=name, value=value)
         if not math.isfinite(self.timeout_s) or self.timeout_s <= 0:
             raise UsageError("must be a positive number of seconds", field="timeout", value=self.timeout_s)
+        if self.usd_per_hour is not None and (self.is_vendor or not 0 < self.usd_per_hour < 1_000_000):
+            fix = "a vendor's answers have a price of their own" if self.is_vendor else "dollars, above 0"
+            raise UsageError("is the price of a machine", field="usd-per-hour", value=str(self.usd_per_hour), fix=fix)
         if not 0 <= self.temperature <= 2:
             raise UsageError("must lie between 0 and 2", field="temperature", value=self.temperature)
         if self.is_vendor and self.temperature:

@@ -379,3 +379,41 @@ class TestVendor:
         assert "max-usd: a vendor's model costs money" in capsys.readouterr().err
         assert fovea.main([*words, "--max-usd", "-1"]) == 2
         assert "must not be negative" in capsys.readouterr().err
+
+
+def test_the_machines_price_becomes_dollars_per_right_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with OpenAISimulator(lambda question, image: ("yes", 0.9)) as sim:
+        command = ["models", "evaluate", sim.url, "--model", "sim", "--golden", "easy-vqa", "--limit", "100", "--json"]
+        assert fovea.main([*command, "--out", str(tmp_path), "--usd-per-hour", "3.60"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        cost, run = report["cost"], report["run"]
+        assert float(cost["usd_per_query"]) == pytest.approx(run["wall_s"] / 1000 / 100, abs=1e-7)
+        right = report["accuracy"]["value"]
+        assert float(cost["usd_per_right_answer"]) == pytest.approx(float(cost["usd_per_query"]) / right, rel=1e-4)
+        for wrong in ("0", "-1", "much"):
+            assert fovea.main([*command, "--out", str(tmp_path / "x"), "--usd-per-hour", wrong]) == 2
+        assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "version"),
+    [("vqa@live", True), ("vqa@12", True), ("a.b-c@canary", True), ("vqa", False), ("http://u@h:1/v1", False)],
+)
+def test_what_is_a_registry_version(target: str, version: bool) -> None:
+    from models.evaluation.target import is_version
+
+    assert is_version(target) is version
+
+
+def test_a_report_names_the_registry_version_that_answered(tmp_path: Path) -> None:
+    mark = {"name": "m", "version": 3, "digest": "d" * 64}
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "fovea-version.json").write_text(json.dumps(mark))
+    with OpenAISimulator(lambda question, image: ("red", 0.9)) as sim:
+        sim.root = str(tmp_path / "served")
+        values: dict[str, Any] = {"url": sim.url, "model": "sim", "golden": "easy-vqa", "limit": 5}
+        assert evaluate(EvaluationSettings(**values, out=tmp_path / "a"))["target"] == mark
+        sim.root = "/nowhere"
+        assert evaluate(EvaluationSettings(**values, out=tmp_path / "b"))["target"] is None
