@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from models.golden import GoldenItem
-from models.stats import Interval, paired_difference
+from models.stats import Interval, paired_difference, quantile
 from models.support.errors import CheckFailed
 
 TOP = 20
@@ -172,7 +172,10 @@ def kl(p: Mapping[str, float], q: Mapping[str, float]) -> float:
 
 
 def picture_share(found: Probe) -> dict[str, Any] | None:
-    """Return the picture's part of the time to the first token: medians, n, and the share; None without text times."""
+    """Return the picture's part of the time to the first token: medians with intervals, and the share.
+
+    None without text times.
+    """
     if not found.text_ms or not found.picture_ms:
         return None
     with_picture, text = float(np.median(found.picture_ms)), float(np.median(found.text_ms))
@@ -181,6 +184,8 @@ def picture_share(found: Probe) -> dict[str, Any] | None:
         "text_ms": text,
         "picture_ms": max(0.0, with_picture - text),
         "share": max(0.0, 1 - text / with_picture),
+        "first_token": quantile(found.picture_ms, 0.5).as_dict(),
+        "text": quantile(found.text_ms, 0.5).as_dict(),
         "n": min(len(found.picture_ms), len(found.text_ms)),
         "prompt_tokens": float(np.median(found.prompt_tokens)),
     }

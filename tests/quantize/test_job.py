@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from models.support.errors import CheckFailed, UsageError
 from quantize.job import as_error
+from quantize.job_data import merge
 from quantize.job_files import dequantize, disk_error, parent_name
 from quantize.job_tools import SMOOTHING, is_smoothed, restore, two_bits, unquantized
 from quantize.request import Event, JobRequest
@@ -215,3 +216,15 @@ def test_what_calibration_changed_is_put_back(tmp_path: Path) -> None:
 def test_a_reply_must_be_one(tmp_path: Path) -> None:
     with pytest.raises(CheckFailed, match="exit code 0"):
         read_reply(tmp_path / "none", 0, tmp_path / "log")
+
+
+def test_items_of_one_length_are_joined_without_padding() -> None:
+    def item(length: int, fill: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": torch.full((1, length), fill), "pixel_values": torch.full((16, 3), float(fill))}
+
+    alone = [item(5, 1), item(7, 2), item(5, 3), item(5, 4)]
+    joined = merge(alone, most_tokens=10)
+    assert [tuple(b["input_ids"].shape) for b in joined] == [(2, 5), (1, 5), (1, 7)]
+    assert [tuple(b["pixel_values"].shape) for b in joined] == [(32, 3), (16, 3), (16, 3)]
+    assert sorted(int(row[0]) for b in joined for row in b["input_ids"]) == [1, 2, 3, 4]
+    assert merge([item(99, 1)], most_tokens=10)[0]["input_ids"].shape == (1, 99)
