@@ -140,6 +140,13 @@ def test_wrong_drills(prompts: str, capsys: pytest.CaptureFixture[str]) -> None:
         Fault("flood")
 
 
+def test_the_help_names_every_drill() -> None:
+    from loadtest.commands.rehearse import NAMES
+    from loadtest.rehearse import DRILLS
+
+    assert NAMES.split(", ") == list(DRILLS)
+
+
 def test_proxy_passes_everything_through(serve: Serve) -> None:
     server = serve(Plan(pieces=("hello",)))
     with FaultProxy(server.url) as proxy, httpx.Client(base_url=proxy.url) as client:
