@@ -92,6 +92,7 @@ def _beyond(page: Page, report: Mapping[str, Any]) -> None:
         rows.append(["boxes: mean IoU", _share(boxes["mean_iou"]), boxes["boxes"]])
         rows += [[f"boxes: F1 {name.replace('_', ' IoU ')}", f"{boxes[name]['f1']:.3f}", ""] for name in BOX_LEVELS]
     if rows:
+        page.section("Text, boxes and explanations", "How near the answers are, where right or wrong says too little.")
         page.add(table(["score", "value and 95 % interval", "n"], rows))
 
 

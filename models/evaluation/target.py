@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from models.registry.files import read_mark
 from models.support.errors import CheckFailed
 
 ROOT = Path(__file__).resolve().parents[2]
-MARK = "fovea-version.json"
 _REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*@(live|canary|\d+)")
 
 
@@ -33,10 +33,7 @@ def version_of(served: Mapping[str, Any]) -> dict[str, Any] | None:
     `served` is the endpoint's own entry for the model: vLLM names the folder that it loaded as `root`, and a checkout
     holds a file that says which version it is.  An endpoint on another machine cannot be looked into.
     """
-    try:
-        return dict(json.loads((Path(str(served["root"])) / MARK).read_text("utf-8")))
-    except (KeyError, OSError, ValueError, TypeError):
-        return None
+    return read_mark(Path(str(served["root"]))) if served.get("root") else None
 
 
 @contextmanager

@@ -5,7 +5,8 @@
 >>> registry.resolve("fovea-qwen@live").folder  # doctest: +SKIP
 """
 
+from models.registry.files import read_mark
 from models.registry.registry import Registry, Resolved, open_registry
 from models.registry.schema import Event, Policy, Stage, Version
 
-__all__ = ["Event", "Policy", "Registry", "Resolved", "Stage", "Version", "open_registry"]
+__all__ = ["Event", "Policy", "Registry", "Resolved", "Stage", "Version", "open_registry", "read_mark"]

@@ -8,12 +8,22 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from models.registry.schema import Version, version_digest
 from models.registry.store import Store
 from models.support.errors import CheckFailed
 
 MARK = "fovea-version.json"
+
+
+def read_mark(folder: Path) -> dict[str, Any] | None:
+    """Return `name`, `version` and `digest` of a checked-out version's folder; None where it is not one."""
+    try:
+        mark = json.loads((folder / MARK).read_text("utf-8"))
+        return {key: mark[key] for key in ("name", "version", "digest")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def blob(digest: str) -> str:
