@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from models.cost.ledger import Tariff
 from models.support.errors import UsageError
+from serving.batches.section import Batches
 from serving.lane import Lane
 from serving.recall.section import Recall
 from serving.section import Section
-from serving.tenants import Admission, Identify, Quota, Tenant
+from serving.tenants import Admission, Identify
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "models" / "embedded"
 EMBEDDED_NAMES = ("qwen2_5_vl", "paligemma")
@@ -178,6 +179,7 @@ class Stack(Section):
     admit: Admission | None = Field(None, description="Limits of each tenant: rates, concurrency, budget.")
     recall: Recall | None = Field(None, description="Answers that were given before: exact cache, coalescing.")
     lane: Lane | None = Field(None, description="A lane for batch requests, grouped and behind interactive ones.")
+    batches: Batches | None = Field(None, description="Files of requests: `/v1/files` and `/v1/batches`.")
     metrics: bool = Field(True, description="Count and time requests, and serve `/metrics`.")
     money: Tariff | None = Field(None, description="Dollars per tenant and model, and what a vendor would charge.")
     ready: Ready = Field(default_factory=Ready, description="Readiness probe.")
@@ -303,17 +305,5 @@ def parse_stack(data: dict[str, Any], where: str = "stack") -> Stack:
 
 
 def _known_keys() -> list[str]:
-    sections: list[type[BaseModel]] = [
-        Stack,
-        Listen,
-        Limits,
-        Media,
-        Ready,
-        Model,
-        Tariff,
-        Identify,
-        Tenant,
-        Quota,
-        Admission,
-    ]
-    return sorted({name for section in sections for name in section.model_fields})
+    schema = Stack.model_json_schema()
+    return sorted({name for section in (schema, *schema["$defs"].values()) for name in section["properties"]})

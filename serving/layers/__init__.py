@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from serving.layers.admit import Admit
+from serving.layers.batches import BatchesApi
 from serving.layers.boxes import Boxes
 from serving.layers.identify import Identify
 from serving.layers.lane import InLane
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 LAYERS: tuple[tuple[Callable[[Stack], object], type[Any]], ...] = (
     (lambda stack: True, Record),
     (lambda stack: stack.identify, Identify),
+    (lambda stack: stack.batches, BatchesApi),
     (lambda stack: True, Admit),
     (lambda stack: stack.money, Count),
     (lambda stack: stack.media, Look),

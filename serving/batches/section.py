@@ -1,0 +1,23 @@
+"""Section `batches` of the stack file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from serving.section import Section
+
+
+class Batches(Section):
+    """Files of requests (layer `batches`): `/v1/files` and `/v1/batches`."""
+
+    folder: Annotated[str, AfterValidator(lambda text: str(Path(text).expanduser().resolve()))] = Field(
+        "batches", description="Where files, states and results are; one machine's replicas share it."
+    )
+    file_bytes: int = Field(200 * 2**20, ge=1024, description="Largest file, bytes.")
+    line_bytes: int = Field(32 * 2**20, ge=1024, description="Longest line, bytes; a longer one fails, the rest runs.")
+    lines: int = Field(100_000, ge=1, description="Most lines of a batch.")
+    inside: int = Field(32, ge=1, description="Lines of a batch that one replica asks at once.")
+    lease_s: float = Field(15.0, ge=0.2, description="A dead replica's batch is taken over after so long, seconds.")
