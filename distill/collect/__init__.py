@@ -1,0 +1,1 @@
+"""collect: ask the teachers about every row, within the dollars, and keep every answer with its lineage."""

@@ -1,0 +1,102 @@
+"""The steps: each runs alone, goes on where it stopped, and is skipped when nothing that it reads has changed."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.work import Work
+from models.support.files import write_json
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step.
+
+    Attributes:
+        run: does the work, writes below `work.out / name` and returns the report.
+        summary: report -> a few lines for people.
+        inputs: what the result depends on, as JSON; None: the step finds out itself what is left to do (the journal).
+        outputs: files below its folder; the step runs again when one is missing or was changed.
+    """
+
+    name: str
+    run: Callable[[Work], dict[str, Any]]
+    summary: Callable[[dict[str, Any]], str]
+    inputs: Callable[[Work], dict[str, Any]] | None = None
+    outputs: tuple[str, ...] = ()
+
+
+def run_steps(work: Work, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Run the steps in order; return name -> report, with `cached` true where nothing had changed."""
+    return {name: _run_cached(STEPS[name], work) for name in names}
+
+
+def _run_cached(step: Step, work: Work) -> dict[str, Any]:
+    if step.inputs is None:
+        return step.run(work)
+    folder = work.out / step.name
+    digest = hashlib.sha256(json.dumps(step.inputs(work), sort_keys=True, default=str).encode()).hexdigest()
+    done = _read(folder / "done.json")
+    if done and done.get("inputs") == digest and done.get("outputs") == _digests(folder, step.outputs):
+        return {**done["report"], "cached": True}
+    (folder / "done.json").unlink(missing_ok=True)
+    report = step.run(work)
+    write_json(folder / "done.json", {"inputs": digest, "outputs": _digests(folder, step.outputs), "report": report})
+    return {**report, "cached": False}
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # never finished: it runs
+    return value if isinstance(value, dict) and isinstance(value.get("report"), dict) else None
+
+
+def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    return {name: file_digest(folder / name) for name in names}
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file, `missing` when there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
+
+
+def _collect(work: Work) -> dict[str, Any]:
+    from distill.collect.run import collect
+
+    return asyncio.run(collect(work))
+
+
+def _collected(report: dict[str, Any]) -> str:
+    lines = [
+        f"collect: {report['rows_labelled']} of {report['rows']} rows labelled; "
+        f"{report['answers_bought']} answers bought, {report['answers_before']} were there; "
+        f"${report['spent_usd']} of ${report['limit_usd']} spent"
+    ]
+    for name, one in report["teachers"].items():
+        bad = ", ".join(f"{n} {problem}" for problem, n in one["unusable"].items())
+        lines.append(f"  {name}: {one['answers']} answers, ${one['usd']}{f'; unusable: {bad}' if bad else ''}")
+    if report["failed"]:
+        lines.append(f"  {report['failed']} answers did not come; run it again to ask for them")
+    reasons = {
+        "budget": "the next answer could pass budget.max_usd",
+        "marginal": "a dollar bought too little accuracy (budget.rounds)",
+    }
+    if report["stopped"] in reasons:
+        lines.append(f"  stopped: {reasons[report['stopped']]}")
+    if report["rounds"]:
+        last = report["rounds"][-1]
+        lines.append(f"  {len(report['rounds'])} rounds; accuracy of the probe {last['accuracy']['value']:.3f}")
+        if report["payback"]["queries"] is not None:
+            lines.append(f"  paid back after {report['payback']['queries']:,} queries")
+    return "\n".join(lines)
+
+
+STEPS: dict[str, Step] = {"collect": Step("collect", _collect, _collected)}
