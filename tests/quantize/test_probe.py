@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantize.probe import Probe, divergence, kl, picture_share
@@ -19,12 +19,14 @@ def logs(*weights: float, rest: float = 0.0) -> dict[str, float]:
 WEIGHTS = st.lists(st.floats(0.01, 10), min_size=2, max_size=20)
 
 
+@settings(deadline=None)
 @given(WEIGHTS, st.floats(0, 5))
 def test_a_distribution_does_not_diverge_from_itself(weights: list[float], rest: float) -> None:
     p = logs(*weights, rest=rest)
     assert kl(p, p) == pytest.approx(0, abs=1e-6)
 
 
+@settings(deadline=None)
 @given(WEIGHTS, WEIGHTS)
 def test_complete_distributions_have_the_textbook_value(a: list[float], b: list[float]) -> None:
     size = min(len(a), len(b))

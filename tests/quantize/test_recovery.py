@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.support.errors import UsageError
@@ -22,6 +22,7 @@ def of(both: int, lost: int, won: int, neither: int) -> Recovery:
     return recovery(parent, candidate)
 
 
+@settings(deadline=None)
 @given(PAIRS)
 def test_the_interval_holds_the_value(pairs: list[tuple[bool, bool]]) -> None:
     found = recovery([p for p, _ in pairs], [c for _, c in pairs])

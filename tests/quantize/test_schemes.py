@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.fit import SCHEMES as FIT_SCHEMES
@@ -47,6 +47,7 @@ def test_the_largest_group_that_divides_every_width_is_taken() -> None:
         choose_group(find_scheme("w8a8"), {"a": 128}, 64)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(min_size=1, max_size=4), st.integers(1, 4096), min_size=1, max_size=6))
 def test_a_chosen_group_always_divides(widths: dict[str, int]) -> None:
     try:

@@ -115,7 +115,7 @@ def test_no_weights_and_no_config(tmp_path: Path) -> None:
         read_headers(tmp_path)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=200) | st.dictionaries(st.text(), st.none() | st.integers() | st.text()).map(
     lambda d: struct.pack("<Q", len(json.dumps(d).encode())) + json.dumps(d).encode()))  # fmt: skip
 def test_any_bytes_are_headers_or_one_error(data: bytes) -> None:
