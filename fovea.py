@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("serving.cli", "serve the models of a stack file"),
     "keys": ("serving.keys_cli", "make, list, rotate and revoke API keys"),
     "cache": ("serving.recall.cli", "count kept answers, or let some be forgotten"),
+    "batch": ("serving.batches.cli", "submit, watch, cancel batches of requests, fetch their results"),
     "ask": ("serving.ask", "ask a served model about one image"),
     "models": ("models.cli", "evaluate models, count image tokens, look up prices"),
     "bill": ("models.cost.bill_cli", "make the bill of a period from the journal of the servers"),

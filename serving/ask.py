@@ -113,7 +113,7 @@ def _call(url: str, body: dict[str, Any] | None, timeout_s: float) -> Any:
         if key := os.environ.get("FOVEA_API_KEY"):
             headers["authorization"] = f"Bearer {key}"
         request = urllib.request.Request(url, data, headers)
-        with _opener(request.host).open(request, timeout=timeout_s) as answer:
+        with opener(request.host).open(request, timeout=timeout_s) as answer:
             text = answer.read()
     except urllib.error.HTTPError as error:
         text = error.read().decode(errors="replace")
@@ -138,7 +138,7 @@ def _call(url: str, body: dict[str, Any] | None, timeout_s: float) -> Any:
         ) from error
 
 
-def _opener(host: str) -> urllib.request.OpenerDirector:
+def opener(host: str) -> urllib.request.OpenerDirector:
     """Return an opener that asks this machine directly, whatever proxy the environment names for the rest."""
     local = host.rsplit(":", 1)[0].strip("[]") in ("127.0.0.1", "localhost", "::1")
     return urllib.request.build_opener(*[urllib.request.ProxyHandler({})] if local else [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -54,6 +55,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         "models": [model("qwen2_5_vl", replicas=2, engine_args={"tool_call_parser": "hermes"})],
         "identify": {"keys": str(folder / "keys.db"), "tenants": TENANTS, "refresh_s": 0.2},
         "admit": {"store": str(folder / "limits.db"), "queue_s": 0},
+        "lane": {"window": "on"},
+        "batches": {"folder": str(folder / "batches")},
         "money": {"usd_per_hour": "3.6", "capacity_rps": "1"},
     }
     file = folder / "stack.yaml"
@@ -149,6 +152,43 @@ def test_a_revoked_key_ends_while_the_stack_runs(house: House, tmp_path: Path) -
     subprocess.run([*command, "revoke", key["id"], "--stack", str(file)], capture_output=True, check=True)
     until(lambda: house.post("short").status_code == 401)
     assert house.post("short").json()["error"]["code"] == "key_revoked"
+
+
+def test_a_batch_with_pictures_through_every_layer(house: House, tmp_path: Path) -> None:
+    lines, expected = [], []
+    for number in range(40):
+        color = ("red", "blue", "green", "yellow")[number % 4]
+        messages = ask("what color is the shape?", encode(draw("circle", color)))
+        body = {"model": NAME, "messages": messages, "max_tokens": 8, "temperature": 0}
+        lines.append(
+            json.dumps({"custom_id": f"r-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body})
+        )
+        expected.append(color)
+    lines[16] = lines[16][:-20]
+    expected.pop(16)
+    file = tmp_path / "in.jsonl"
+    file.write_text("\n".join(lines))
+    environment = {**os.environ, "FOVEA_API_KEY": house.keys["acme"]}
+    command = [sys.executable, str(ROOT / "fovea.py"), "batch"]
+
+    def run(*args: str) -> subprocess.CompletedProcess[str]:
+        whole = [*command, *args, "--url", house.running.url]
+        return subprocess.run(whole, capture_output=True, text=True, env=environment, check=False)
+
+    batch = run("submit", str(file)).stdout.strip()
+    assert batch.startswith("batch_")
+    watched = run("watch", batch, "--every", "0.3")
+    assert watched.returncode == 1 and "completed: 40/40 lines, 1 failed" in watched.stderr
+    answers = [json.loads(line) for line in run("results", batch).stdout.splitlines()]
+    texts = [one["response"]["body"]["choices"][0]["message"]["content"] for one in answers]
+    assert texts == expected
+    (error,) = [json.loads(line) for line in run("results", batch, "--errors").stdout.splitlines()]
+    assert "Line 17" in error["error"]["message"]
+    refused = subprocess.run(
+        [*command, "watch", batch, "--url", house.running.url], capture_output=True, text=True, check=False,
+        env={**os.environ, "FOVEA_API_KEY": house.keys["small"]},
+    )  # fmt: skip
+    assert refused.returncode == 2 and "404" in refused.stderr  # another tenant's
 
 
 def until(condition: Any) -> None:
