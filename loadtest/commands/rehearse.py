@@ -49,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     drills.add_argument(
         "--tolerate", type=float, default=0.01, metavar="SHARE", help="steady failures allowed (default: 0.01)"
     )
+    drills.add_argument(
+        "--slower", type=float, default=3.0, metavar="X", help="P50 that counts as the same speed (default: 3 times)"
+    )
     drills.add_argument("--upstream", metavar="URL", help="the stack's real upstream, for faults behind the stack")
     drills.add_argument("--proxy-port", type=int, default=0, metavar="P", help="where the proxy for --upstream listens")
     drills.add_argument("--kill-command", metavar="CMD", help="shell command that kills a replica")
@@ -63,11 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the drills, print and write the verdicts."""
+    from loadtest.drills import DRILLS, rehearse
     from loadtest.faultproxy import FaultProxy
-    from loadtest.rehearse import DRILLS, Setting, Verdict, rehearse
+    from loadtest.rehearse import Setting, Verdict
     from models.support.errors import CheckFailed, FoveaError
 
-    common.positive(args, "rate", "part", "bad_rate")
+    common.positive(args, "rate", "part", "bad_rate", "slower")
     common.check_out(args.out)
     if args.upstream and not args.proxy_port:
         raise UsageError("needs --proxy-port, the port that the stack has as its upstream", field="--upstream")
@@ -83,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
             part_s=args.part,
             bad_rate=args.bad_rate,
             tolerate=args.tolerate,
+            slower=args.slower,
             proxy=proxy,
             commands={name: command for name, command in given.items() if command},
         )

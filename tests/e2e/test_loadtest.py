@@ -55,7 +55,7 @@ def test_the_messages_api_of_the_same_server(qwen: Running, tmp_path: Path) -> N
 
 
 def test_drills_of_bad_input_pass(qwen: Running, tmp_path: Path) -> None:
-    words = ["--workload", "easy-vqa", "--rate", "4", "--part", "3", "--tolerate", "0.05", "--bad-rate", "1"]
+    words = ["--workload", "easy-vqa", "--rate", "4", "--part", "3", "--slower", "100", "--bad-rate", "1"]
     for drill in ("corrupted-image", "truncated-image", "not-an-image", "oversized-prompt", "contradiction"):
         words += ["--drill", drill]
     code, data = fovea(qwen, tmp_path, "rehearse", *words)
@@ -63,7 +63,7 @@ def test_drills_of_bad_input_pass(qwen: Running, tmp_path: Path) -> None:
     for name, seen in broken.items():
         assert seen["requests"] >= 2 and seen["5xx"] == seen["lost"] == 0, (name, seen)
         assert seen["refused"] == (0 if name == "contradiction" else seen["requests"]), (name, seen)
-    # How fast the steady traffic is beside them depends on this machine; that none of it failed does not.
+    # How fast the steady traffic is beside them depends on the machine (hence --slower); that none failed does not.
     for drill in data["drills"]:
         assert all(drill["numbers"][part]["errors"] == 0 for part in ("before", "during", "after")), drill["evidence"]
-    assert code in (0, 1)
+    assert code == 0

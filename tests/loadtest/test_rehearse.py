@@ -50,6 +50,8 @@ def rehearse(server: Server, prompts: str, tmp_path: Path, *words: str) -> tuple
         "5",
         "--tolerate",
         "0.05",
+        "--slower",
+        "1000",
         "--out",
         str(tmp_path),
     ]
@@ -142,7 +144,7 @@ def test_wrong_drills(prompts: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_help_names_every_drill() -> None:
     from loadtest.commands.rehearse import NAMES
-    from loadtest.rehearse import DRILLS
+    from loadtest.drills import DRILLS
 
     assert NAMES.split(", ") == list(DRILLS)
 
