@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from models.support.errors import CheckFailed
 from quantize.request import JobRequest
 from quantize.scope import check_touched, module_name, short_name
 
@@ -60,11 +59,7 @@ def weight_args(request: JobRequest) -> dict[str, Any]:
 
 
 def recipe_of(request: JobRequest) -> list[Any]:
-    """Return llm-compressor's modifiers for a request.
-
-    Raises:
-        CheckFailed: the method smooths, and no pairs are known for the architecture.
-    """
+    """Return llm-compressor's modifiers for a request; a method that smooths needs pairs of the architecture."""
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
 
@@ -73,10 +68,7 @@ def recipe_of(request: JobRequest) -> list[Any]:
         return [GPTQModifier(**groups)]
     if request.method == "rtn":
         return [QuantizationModifier(**groups)]
-    pairs = SMOOTHING.get(request.architecture)
-    if pairs is None:
-        fix = f"use --method gptq or rtn; pairs are known for {', '.join(SMOOTHING)}"
-        raise CheckFailed("no smoothing pairs for it", field="architecture", value=request.architecture, fix=fix)
+    pairs = SMOOTHING[request.architecture]
     if request.method == "awq":
         from llmcompressor.modifiers.transform.awq import AWQMapping, AWQModifier
 

@@ -17,8 +17,10 @@ from quantize import artifact
 from quantize.engine import EngineSettings
 from quantize.gate import GateSettings, run_gate
 from quantize.hardware import find_machine, load_table
+from quantize.job_tools import SMOOTHING
 from quantize.run import RunSettings, checkpoint_folder, quantize
 from quantize.schemes import SCHEMES, find_method, find_scheme
+from quantize.scope import read_config
 
 Say = Callable[[str], None]
 
@@ -72,8 +74,12 @@ def climb(args: argparse.Namespace, rungs: list[Rung], engine: EngineSettings, s
     parent_files = artifact.files_of(checkpoint_folder(args.model))
     steps: list[dict[str, Any]] = []
     passed = None
+    architecture = str((read_config(checkpoint_folder(args.model)).get("architectures") or ["none"])[0])
     for rung in rungs:
         folder = out / rung.name
+        if rung.method in ("awq", "smoothquant") and architecture not in SMOOTHING:
+            say(f"rung {rung.name} left out: no pairs of layers are known for {architecture}")
+            continue
         say(f"rung {rung.name}")
         if not (artifact.is_artifact(folder) and artifact.read_manifest(folder)["parent"]["files"] == parent_files):
             quantize(

@@ -14,6 +14,7 @@ from quantize import artifact
 from quantize.bench import summarize
 from quantize.engine import EngineSettings
 from quantize.ladder import Rung, climb, parse_rungs
+from quantize.run import check_method
 from quantize.scope import read_headers
 from tests.quantize.checkpoints import EMBEDDED
 
@@ -85,6 +86,21 @@ def test_what_was_made_is_not_made_again(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert climb(arguments(tmp_path), RUNGS, EngineSettings(), lambda text: None)["passed"] is None
     climb(arguments(tmp_path), RUNGS, EngineSettings(), lambda text: None)
     assert len(steps.made) == 3 and len(steps.gated) == 6
+
+
+def test_a_method_without_pairs_is_refused_before_the_work_and_left_out_of_the_ladder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    check_method("gptq", "Gemma3ForConditionalGeneration")
+    check_method("awq", "PaliGemmaForConditionalGeneration")
+    with pytest.raises(UsageError, match="knows no pairs of layers of Gemma3"):
+        check_method("awq", "Gemma3ForConditionalGeneration")
+    steps = Steps(monkeypatch, set())
+    monkeypatch.setattr("quantize.ladder.SMOOTHING", {})
+    told: list[str] = []
+    climb(arguments(tmp_path), RUNGS, EngineSettings(), told.append)
+    assert steps.made == ["w4a16-gptq", "w8a8-gptq"]
+    assert any("w4a16-awq left out" in line for line in told)
 
 
 def test_ratios_are_of_the_same_round() -> None:
