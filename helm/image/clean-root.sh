@@ -1,0 +1,79 @@
+#!/bin/bash
+# Runs what Containerfile.PROFILE runs, in an empty Debian, without a container engine; then starts the stack in there as
+# the images' user with a read-only root, as the chart does, and asks it about a picture.  Needs root and debootstrap.
+#
+#     helm/image/clean-root.sh [DIR] [PROFILE]        (a new temporary folder, cpu; some 6 GB)
+#
+# This machine's package sources, mirrors and certificates are used inside as well: KEEP lists what is copied.
+set -euo pipefail
+top=$(cd "$(dirname "$0")/../.." && pwd)
+root=${1:-$(mktemp -d /var/tmp/fovea-root.XXXXXX)}
+profile=${2:-cpu}
+file=$top/Containerfile.$profile
+KEEP=${KEEP:-/etc/apt /etc/pip.conf /etc/ssl/certs /usr/local/share/ca-certificates /etc/resolv.conf /etc/hosts}
+say() { printf '== %s (%s s)\n' "$1" "$SECONDS"; }
+
+mounts=()
+finish() {
+    for one in "${mounts[@]}"; do umount -l "$one" 2>/dev/null || true; done
+    if [ $# -gt 0 ] && [ "$1" = 0 ]; then rm -rf --one-file-system "$root"; fi
+}
+trap 'finish $?' EXIT
+
+say "an empty Debian in $root"
+mirror=$(sed -n 's/^URIs: *\([^ ]*\).*/\1/p; s/^deb \([^ ]*\) .*/\1/p' /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | head -1)
+debootstrap --variant=minbase --include=ca-certificates bookworm "$root" "${mirror:-http://deb.debian.org/debian}" >"$root.log" 2>&1
+for one in $KEEP; do
+    if [ -e "$one" ]; then mkdir -p "$root$(dirname "$one")" && cp -aL --no-preserve=ownership "$one" "$root$(dirname "$one")/"; fi
+done
+for one in proc sys dev ${BIND:-}; do
+    one=/${one#/}
+    mkdir -p "$root$one" && mount --rbind "$one" "$root$one" && mount --make-rslave "$root$one" && mounts+=("$root$one")
+done
+
+say "COPY"
+grep '^COPY ' "$file" | while read -r _ line; do
+    words=($line)
+    to=$root${words[-1]}
+    unset 'words[-1]'
+    for from in "${words[@]}"; do
+        if [ -d "$top/$from" ]; then
+            mkdir -p "$to" && tar -C "$top/$from" --exclude=__pycache__ -cf - . | tar -C "$to" -xf -
+        else
+            mkdir -p "$to" && cp "$top/$from" "$to"
+        fi
+    done
+done
+
+say "RUN"
+run=$(sed -n 's/^RUN //p' "$file")
+chroot "$root" /bin/sh -c "$run"
+du -sh --one-file-system "$root" | cut -f1 | sed 's/^/size: /'
+
+say "the stack, as user 1000, with a read-only root"
+mkdir -p "$root/tmp" && mount -t tmpfs -o mode=1777 tmpfs "$root/tmp" && mounts+=("$root/tmp")
+mount -t tmpfs -o mode=0755,uid=1000,gid=1000 tmpfs "$root/compiled" && mounts+=("$root/compiled")
+mkdir -p "$root/tmp/home" && chown 1000:1000 "$root/tmp/home"
+mount --bind "$root" "$root" && mounts+=("$root") && mount -o remount,bind,ro "$root"
+settings=$(sed -n '/^ENV /,/[^\\]$/p' "$file" | sed 's/^ENV //; s/\\$//' | tr '\n' ' ')
+chroot --userspec=1000:1000 "$root" /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin HF_HUB_OFFLINE=1 $settings bash -euc '
+    if touch /opt/fovea/x 2>/dev/null; then echo "the root can be written to"; exit 1; fi
+    cd /opt/fovea && id -u && fovea --version
+    fovea serve stack.yaml --port 18123 --json >/tmp/serve.out 2>/tmp/serve.err & server=$!
+    for _ in $(seq 300); do
+        if wget -qO- http://127.0.0.1:18123/ready >/dev/null 2>&1; then break; fi
+        kill -0 $server || { tail -20 /tmp/serve.err; exit 1; }
+        sleep 1
+    done
+    .venv/bin/python -c "
+import base64, pathlib, sys
+sys.path.insert(0, \"/tmp\")
+from models.golden import load_golden
+item = load_golden(\"easy-vqa\").items[0]
+pathlib.Path(\"/tmp/picture.png\").write_bytes(item.image_bytes())
+print(item.question, \"expected:\", item.expected)
+pathlib.Path(\"/tmp/question\").write_text(item.question)"
+    fovea ask /tmp/picture.png "$(cat /tmp/question)" --url http://127.0.0.1:18123/v1
+    kill $server && wait $server
+'
+say "done"

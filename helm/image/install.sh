@@ -1,0 +1,25 @@
+#!/bin/sh
+# The installation steps of the images, PROFILE being cpu or gpu: Debian packages, the locked environment, a user, and
+# nothing left over. Containerfile.* run it; helm/image/clean-root.sh runs the same in an empty Debian.
+set -eu
+profile=${1:?cpu or gpu}
+cd /opt/fovea
+
+# g++ and Python's headers: torch.compile and Triton compile kernels for the machine they find themselves on
+apt-get update -q
+DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
+    bash ca-certificates g++ procps python3 python3-dev python3-venv wget
+rm -rf /var/lib/apt/lists/* /var/cache/apt/archives/*.deb
+
+FOVEA_PROFILE=$profile sh scripts/setup serve
+rm -rf .cache /root/.cache
+
+# where the chart and the environment find things, whatever Python's version
+mkdir -p bin
+ln -sf "$(.venv/bin/python -c 'import serving.runtime as r; print(r.haproxy_binary())')" bin/haproxy
+for name in fovea ray serve hf; do ln -sf "/opt/fovea/.venv/bin/$name" "/usr/local/bin/$name"; done
+
+id fovea >/dev/null 2>&1 || useradd --uid 1000 --home-dir /tmp/home --no-create-home --shell /bin/bash fovea
+mkdir -p /models /compiled
+chown 1000:1000 /models /compiled
+.venv/bin/python helm/image/sbom.py > sbom.json
