@@ -43,6 +43,7 @@ class Scope:
         expected: every module that must be quantized, with its (outputs, inputs).
         kept: every other linear module with the part it belongs to: `vision`, `projector`, `embeddings`, `other`.
         ignore: regular expressions for llm-compressor, `re:` included.
+        forced: those of `expected` that are the vision tower's.
     """
 
     architecture: str
@@ -50,6 +51,7 @@ class Scope:
     expected: dict[str, tuple[int, int]]
     kept: dict[str, str]
     ignore: list[str] = field(default_factory=list)
+    forced: list[str] = field(default_factory=list)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -178,7 +180,9 @@ def scope_of(
     patterns = [p for p in rules.ignore if not (vision and any(re.search(p, module_name(s)) for s in expected))]
     if vision:  # the projector shares the tower's prefix in some families: it stays
         patterns += family.parts.projector
-    return Scope(architecture, family.family, expected, kept, [f"re:.*{p.removeprefix('^')}.*" for p in patterns])
+    forced = [n for n in expected if part_of(family, n) == "vision"]
+    ignore = [f"re:.*{p.removeprefix('^')}.*" for p in patterns]
+    return Scope(architecture, family.family, expected, kept, ignore, forced)
 
 
 def part_of(family: Family, name: str) -> str:
