@@ -11,15 +11,18 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 from models.evaluation.answers import Answer
 from models.evaluation.compare import read_evaluation
 from models.evaluation.run import evaluate, settings_of
 from models.evaluation.score import is_right
+from models.evaluation.settings import EvaluationSettings
+from models.evaluation.target import is_version, served_version
 from models.golden import GoldenItem, load_golden, normalize
 from models.stats import bootstrap_mean, wilson
-from models.support.errors import UsageError
+from models.support.errors import CheckFailed, UsageError
 from models.support.files import write_json
 from models.support.terminal import print_json, print_table
 
@@ -80,15 +83,26 @@ def consistency_command(args: argparse.Namespace) -> int:
         raise UsageError("must be at least 1", field="repeats", value=args.repeats)
     if args.repeats + len(args.variant) < 2:
         raise UsageError("nothing to compare", field="repeats", value=args.repeats, fix="at least 2, or a --variant")
-    base = settings_of(args)
+    if is_version(args.url):
+        with served_version(args.url, args.store) as (url, name):
+            return _ask_again(args, settings_of(args, url=url, model=name))
+    return _ask_again(args, settings_of(args))
+
+
+def _ask_again(args: argparse.Namespace, base: EvaluationSettings) -> int:
     repeats = {
         f"repeat-{i}": replace(base, temperature=args.temperature, sampling_seed=base.seed + i)
         for i in range(args.repeats)
     }
     wordings = {f"wording-{i}": replace(base, prompt=text) for i, text in enumerate(args.variant, 1)}
     answers: dict[str, Run] = {}
+    left = base.max_usd  # one spend limit for all runs together
     for name, settings in {**repeats, **wordings}.items():
-        evaluate(replace(settings, out=base.out / name))
+        report = evaluate(replace(settings, out=base.out / name, max_usd=left))
+        if report["run"]["stopped"] is not None:
+            raise CheckFailed(f"{name} stopped early: {report['run']['stopped']}", field="max-usd", value=str(left))
+        if left is not None:
+            left -= Decimal(report["run"]["spent_usd"])
         answers[name] = read_evaluation(base.out / name).answers
     items = load_golden(base.golden).sample(base.limit, base.seed)
     first = {"repeat-0": answers["repeat-0"]}
@@ -97,7 +111,7 @@ def consistency_command(args: argparse.Namespace) -> int:
         "wordings": first | {name: answers[name] for name in wordings},
     }
     found = {name: consistency(items, runs, seed=base.seed) for name, runs in groups.items() if len(runs) > 1}
-    report = {
+    result = {
         "kind": "consistency",
         "model": base.target,
         "golden": base.golden,
@@ -105,9 +119,9 @@ def consistency_command(args: argparse.Namespace) -> int:
         "variants": args.variant,
         "groups": found,
     }
-    write_json(base.out / "consistency.json", report)
+    write_json(base.out / "consistency.json", result)
     if args.json:
-        print_json(report)
+        print_json(result)
         return 0
     head = ["", "runs", "items", "same answer", "agreement", "flips", "majority right", "accuracy, spread"]
     rows = []

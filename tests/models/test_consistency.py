@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from models.evaluation.consistency import consistency
 from models.golden import GoldenItem, ImageRef, load_golden
 from models.support.errors import UsageError
 from tests.models.openai_simulator import OpenAISimulator, Reply
+from tests.models.vendor_simulator import KEY, Script, VendorSimulator
 
 IMAGE = ImageRef(Path("x.png"), "image/png", 8, 8)
 ITEMS = [GoldenItem(f"i{n}", IMAGE, "?", "all", "red") for n in range(4)]
@@ -74,3 +76,19 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         capsys.readouterr()
         for wrong in (["--variant", "no placeholder"], ["--temperature", "3"], ["--repeats", "0"]):
             assert fovea.main([*command, "--out", str(tmp_path / "other"), *wrong]) == 2
+
+
+async def test_one_spend_limit_holds_for_all_runs_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """20 questions cost $0.000324 a run, and each must leave $0.0019 for the dearest: two runs fit, ten do not."""
+    script = Script(text="yes", input_tokens=100, output_tokens=2)
+    async with VendorSimulator("openai", script) as sim:
+        command = ["models", "consistency", "openai/gpt-4o-mini", "--golden", "easy-vqa", "--limit", "20", "--json"]
+        command += ["--api-key", KEY, "--vendor-url", sim.base_url, "--concurrency", "1", "--max-usd", "0.0026"]
+        few = [*command, "--repeats", "2", "--out", str(tmp_path / "few")]
+        assert await asyncio.to_thread(fovea.main, few) == 0
+        assert len(script.seen) == 40
+        capsys.readouterr()
+        many = [*command, "--repeats", "10", "--out", str(tmp_path / "many")]
+        assert await asyncio.to_thread(fovea.main, many) == 1
+        assert "stopped early" in capsys.readouterr().err
+    assert len(script.seen) < 40 + 100
