@@ -200,7 +200,7 @@ def _quantized_line(
     request: JobRequest, done: Done, short: str, module: str, parent: Any, new: dict[str, Any], group: dict[str, Any]
 ) -> tuple[ModuleLine, int]:
     """Return the line of one quantized module and the bytes it takes; checks the format of what is stored."""
-    part = "language" if short.startswith("layers.") else "vision"
+    part = "vision" if short in set(request.forced) else "language"
     name = next(n for n in (f"{module}.weight_packed", f"{module}.weight") if n in group)
     stored = group[name]
     want = {"w4a16": "I32", "w8a8": "I8", "fp8": "F8_E4M3", "nf4": "U8", "bnb-int8": "I8", "w2-trial": "BF16"}

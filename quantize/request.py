@@ -21,7 +21,7 @@ class Closed(BaseModel):
 class JobRequest(Closed):
     """One quantization.
 
-    `staging` is an empty folder that the job writes to; `expected` and `kept` are the scope (short module names), which
+    `staging` is an empty folder that the job writes to; `expected` and `kept` are the scope (short module names; `forced` those of the tower), which
     the job must meet exactly; `calibration` is a folder with golden.jsonl and images, None for methods without.
     """
 
@@ -35,6 +35,7 @@ class JobRequest(Closed):
     expected: list[str] = Field(min_length=1)
     kept: dict[str, str]
     ignore: list[str]
+    forced: list[str] = Field(default_factory=list)
     calibration: Path | None = None
     max_tokens: int = Field(2048, ge=16)
     seed: int = 0

@@ -199,6 +199,7 @@ def _request(settings: RunSettings, plan: Plan, staged: Path, work: Path) -> Job
         expected=sorted(plan.scope.expected),
         kept=plan.scope.kept,
         ignore=plan.scope.ignore,
+        forced=plan.scope.forced,
         calibration=folder,
         max_tokens=settings.max_tokens,
         seed=settings.seed,

@@ -154,6 +154,7 @@ def scope_of(
     assert rules is not None, "family_of returns families with a quantize section only"
     expected: dict[str, tuple[int, int]] = {}
     kept: dict[str, str] = {}
+    forced: list[str] = []
     seen_layers: dict[str, set[str]] = {}
     for name, shape in modules.items():
         short, part = short_name(name), part_of(family, name)
@@ -161,6 +162,8 @@ def scope_of(
         wanted = (part == "language" and not left_out) or (vision and part == "vision")
         if wanted:
             expected[short] = (int(shape[0]), int(shape[1]))
+            if part == "vision":
+                forced.append(short)
             if part == "language":
                 if not _matches(name, rules.targets):
                     fix = f"extend quantize.targets or ignore of {family.family} in models/catalog"
@@ -180,8 +183,7 @@ def scope_of(
     patterns = [p for p in rules.ignore if not (vision and any(re.search(p, module_name(s)) for s in expected))]
     if vision:  # the projector shares the tower's prefix in some families: it stays
         patterns += family.parts.projector
-    forced = [n for n in expected if part_of(family, n) == "vision"]
-    ignore = [f"re:.*{p.removeprefix('^')}.*" for p in patterns]
+    ignore = [f"re:.*{p.removeprefix('^')}.*" for p in dict.fromkeys(patterns)]
     return Scope(architecture, family.family, expected, kept, ignore, forced)
 
 

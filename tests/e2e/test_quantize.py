@@ -57,7 +57,7 @@ def job(
     request = JobRequest(
         model=EMBEDDED / family, staging=staged, architecture=scope.architecture, scheme=scheme, tool="llmcompressor",
         method=method, group=choose_group(kind, scope.widths, None), expected=sorted(scope.expected), kept=scope.kept,
-        ignore=scope.ignore, calibration=folder,
+        ignore=scope.ignore, forced=scope.forced, calibration=folder,
     )  # fmt: skip
     return run_job(request, tmp_path, lambda event: None, python=python)
 
