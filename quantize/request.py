@@ -21,8 +21,9 @@ class Closed(BaseModel):
 class JobRequest(Closed):
     """One quantization.
 
-    `staging` is an empty folder that the job writes to; `expected` and `kept` are the scope (short module names; `forced` those of the tower), which
-    the job must meet exactly; `calibration` is a folder with golden.jsonl and images, None for methods without.
+    `staging` is an empty folder that the job writes to; `expected` and `kept` are the scope (short module names;
+    `forced` those of the vision tower), which the job must meet exactly; `calibration` is a folder with golden.jsonl
+    and images, None for methods without.
     """
 
     model: Path
