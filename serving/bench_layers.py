@@ -1,8 +1,8 @@
 """`python -m serving.bench_layers`: what each layer costs by itself, without an engine.
 
 One process, one request at a time, an app that answers a fixed body: the difference between a stack with one more
-section and one without is that layer's own processor time on the event loop.  Printed is JSON: microseconds per request,
-p50 and p99 of `--requests`, for text, an image of 64 x 64 and one of a megapixel; and of recall's hits.
+section and one without is that layer's own processor time on the event loop.  Printed is JSON: microseconds per
+request, p50 and p99 of `--requests`, for text, an image of 64 x 64 and one of a megapixel; and of recall's hits.
 """
 
 from __future__ import annotations
