@@ -10,15 +10,15 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from loadtest.apis import Api
-from loadtest.client import Connection, Exchange, Kind, Target
+from loadtest.client import Exchange, Kind, Target
 from loadtest.clock import Timer
+from loadtest.pool import Pool
 from loadtest.recorder import WRONG, Recorder
 from loadtest.retry import pause_s, retryable
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from loadtest.dialogue import Dialogues
     from loadtest.source import Source
 
-SWEEP_S = 0.1  # how often running requests are checked for a timeout
 BACKOFF_S = 0.05  # a user's pause after a failed request, doubled up to a second: no tight loop against a dead server
 
 
@@ -77,21 +76,23 @@ class Engine:
         seed: int,
         retries: int = 0,
     ):
-        self.streams, self.target, self.api, self.recorder = streams, target, api, recorder
-        self.until, self.warmup_s, self.timeout_s = until, warmup_s, timeout_s
-        self.max_connections, self.tls, self.retries = max_connections, tls, retries
-        self.gaps = recorder.gaps
+        self.streams, self.recorder = streams, recorder
+        self.until, self.warmup_s, self.retries = until, warmup_s, retries
         self.keep_text = any(s.source.wants_text for s in streams)
+        self.pool = Pool(
+            target,
+            api,
+            self._over,
+            keep_text=self.keep_text,
+            gaps=recorder.gaps,
+            timeout_s=timeout_s,
+            most=max_connections,
+            tls=tls,
+        )
         self.start = 0.0
         self.stopped = False  # no more requests are started
         self.interrupted = False  # ended before its time
         self.fatal: BaseException | None = None
-        self.peak_connections = 0
-        self._free: list[Connection] = []
-        self._active: set[Connection] = set()
-        self._waiting: deque[Exchange] = deque()
-        self._connecting: set[asyncio.Task[None]] = set()
-        self._open = 0
         self._pending = 0  # exchanges begun and not yet recorded
         self._feeds = 0  # streams and users that may still start a request
         self._finished = asyncio.Event()
@@ -101,22 +102,6 @@ class Engine:
         self._backing_off: dict[Exchange, asyncio.TimerHandle] = {}
 
     # -- the run
-
-    async def connect(self, count: int) -> None:
-        """Open connections before the clock starts, so that the first requests do not pay for handshakes.
-
-        Raises:
-            OSError: the server cannot be reached.
-        """
-        loop = asyncio.get_running_loop()
-        for _ in range(count):
-            async with asyncio.timeout(self.timeout_s):
-                _, connection = await loop.create_connection(
-                    self._factory, self.target.host, self.target.port, ssl=self.tls
-                )
-            self._open += 1
-            self._free.append(connection)
-        self.peak_connections = self._open
 
     async def run(self, start: float) -> None:
         """Run to the end; `start` is when second 0 of the schedule is, in seconds of `perf_counter()`.
@@ -139,17 +124,14 @@ class Engine:
                     delay = self._random.random() * stream.think_s
                     when = max(0.0, start + delay - perf_counter())
                     loop.call_later(when, self._user, index, user)
-        sweeper = loop.create_task(self._sweep())
+        sweeper = loop.create_task(self.pool.sweep())
         try:
             await self._finished.wait()
         finally:
             sweeper.cancel()
             for timer in self._timers:
                 timer.close()
-            for connection in [*self._free, *self._active]:
-                connection.discard()
-            for task in self._connecting:
-                task.cancel()
+            self.pool.close()
         if self.fatal is not None:
             raise self.fatal
 
@@ -158,15 +140,12 @@ class Engine:
         if self.stopped:
             return
         self.stopped = self.interrupted = True
-        for connection in list(self._active):
-            connection.abort(Kind.UNFINISHED, "stopped")
-        now = perf_counter()
+        left = self.pool.stop()
         for handle in self._backing_off.values():
             handle.cancel()
-        for exchange in (*self._waiting, *self._backing_off):
-            exchange.kind, exchange.end = Kind.UNFINISHED, now
+        for exchange in (*left, *self._backing_off):
+            exchange.kind, exchange.end = Kind.UNFINISHED, perf_counter()
             self._record(exchange)
-        self._waiting.clear()
         self._backing_off.clear()
         self._finished.set()
 
@@ -266,71 +245,7 @@ class Engine:
 
     def _begin(self, exchange: Exchange) -> None:
         self._pending += 1
-        self._place(exchange)
-
-    def _place(self, exchange: Exchange) -> None:
-        """Give the exchange a connection: a free one, a new one, or the next that becomes free."""
-        free = self._free
-        while free:
-            connection = free.pop()
-            if connection.usable:
-                self._active.add(connection)
-                connection.start(exchange)
-                return
-            self._open -= 1
-        if self._open < self.max_connections:
-            self._open += 1
-            self.peak_connections = max(self.peak_connections, self._open)
-            task = asyncio.get_running_loop().create_task(self._connect(exchange))
-            self._connecting.add(task)
-            task.add_done_callback(self._connecting.discard)
-        else:
-            self._waiting.append(exchange)
-
-    def _factory(self) -> Connection:
-        return Connection(self, self.api)
-
-    async def _connect(self, exchange: Exchange) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(self.timeout_s):
-                _, connection = await loop.create_connection(
-                    self._factory, self.target.host, self.target.port, ssl=self.tls
-                )
-        except (OSError, TimeoutError) as error:  # refused, unreachable, unknown host, TLS
-            self._open -= 1
-            exchange.kind, exchange.end = Kind.CONNECT, perf_counter()
-            exchange.detail = str(error) or type(error).__name__
-            self._over(exchange)
-            return
-        if self.stopped:
-            connection.discard()
-            exchange.kind, exchange.end = Kind.UNFINISHED, perf_counter()
-            self._over(exchange)
-            return
-        self._active.add(connection)
-        connection.start(exchange)
-
-    def on_done(self, connection: Connection, exchange: Exchange) -> None:
-        """A connection tells that its request is over."""
-        self._active.discard(connection)
-        if connection.usable:
-            if self._waiting and not self.stopped:
-                self._active.add(connection)
-                connection.start(self._waiting.popleft())
-            else:
-                self._free.append(connection)
-        else:
-            self._open -= 1
-            if self._waiting and not self.stopped:
-                self._place(self._waiting.popleft())
-        # A server may close an idle connection at the very moment when it is used again.  Every client sends once
-        # more then, on a new connection; the time lost stays in the latency.
-        if exchange.kind is Kind.RESET and connection.served > 1 and not exchange.resent and not self.stopped:
-            exchange.resent, exchange.kind, exchange.detail = True, Kind.OK, ""
-            self._place(exchange)
-            return
-        self._over(exchange)
+        self.pool.place(exchange)
 
     def _over(self, exchange: Exchange) -> None:
         failed = exchange.kind is not Kind.OK
@@ -361,7 +276,7 @@ class Engine:
 
     def _again(self, exchange: Exchange) -> None:
         del self._backing_off[exchange]
-        self._place(exchange)
+        self.pool.place(exchange)
 
     def _record(self, exchange: Exchange) -> None:
         self._pending -= 1
@@ -373,11 +288,3 @@ class Engine:
     def _check_end(self) -> None:
         if not self._feeds and not self._pending:
             self._finished.set()
-
-    async def _sweep(self) -> None:
-        """End requests that take longer than the timeout."""
-        while True:
-            await asyncio.sleep(SWEEP_S)
-            limit = perf_counter() - self.timeout_s
-            for connection in [c for c in self._active if c.exchange is not None and c.exchange.begun < limit]:
-                connection.abort(Kind.TIMEOUT, f"no complete reply within {self.timeout_s:g} s")

@@ -96,7 +96,7 @@ async def drive(
     gc.freeze()
     try:
         try:
-            await engine.connect(plan.connect_first)
+            await engine.pool.connect(plan.connect_first)
         except (OSError, TimeoutError) as error:
             raise UsageError(
                 f"cannot connect: {error or type(error).__name__}",
@@ -136,7 +136,7 @@ async def drive(
         "elapsed": elapsed,
         "interrupted": engine.interrupted,
         "failure": None if failure is None else f"{type(failure).__name__}: {failure}",
-        "peak_connections": engine.peak_connections,
+        "peak_connections": engine.pool.peak,
         "repeats": sum(s.repeats for s in sources),
         "busted": sum(s.busts for s in sources),
         "conversations": [s.counts for s in sources],
