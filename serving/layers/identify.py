@@ -78,6 +78,9 @@ class Identify:
         await self.ring.store.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": "Only HTTP is served here."})
+            return
         if scope["type"] != "http" or "fovea.canary" in scope:
             await self.app(scope, receive, send)
             return

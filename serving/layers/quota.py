@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fovea.serving")
 NANO = Decimal(10) ** 9
 HEADERS = ("requests", "tokens", "image-tokens")
+FREE = ("/tokenize", "/detokenize", "/v1/messages/count_tokens")
+"""Routes that count as requests, but neither take tokens nor cost money."""
 POLL_S = 0.05
 BREAK_S = 1.0
 """After a failure the store is left alone for so long: no request waits for its time-out but the first."""
@@ -99,9 +101,9 @@ class Quota:
         if not limits.binds or path.startswith("/fovea/"):
             await self.app(scope, receive, send)
             return
-        answers = path in ANSWERS
-        costs = self._costs(exchange, scope) if answers else (1, 0, 0)
-        ask = self._ask(exchange.tenant, limits, costs, paid=answers)
+        answers = path not in FREE
+        prompts, costs = self._costs(exchange, scope) if answers else (0, (1, 0, 0))
+        ask = self._ask(exchange.tenant, limits, costs, prompts)
         began = time.perf_counter()
         verdict, queued = await self._enter(ask, began, deadline_of(scope, self.section.queue_s))
         if verdict is None:  # the store is gone, and the stack says to go on
@@ -110,7 +112,7 @@ class Quota:
         headers = rate_headers(ask, verdict)
         if queued:
             headers.append((b"x-fovea-queued-ms", str(round((time.perf_counter() - began) * 1000)).encode()))
-        watch = Watch(_with_headers(send, headers), hide=answers and _ask(exchange, scope))
+        watch = Watch(_with_headers(send, headers), hide=path in ANSWERS and _ask(exchange, scope))
         self.running[ask.lease] = ask
         try:
             await self.app(scope, receive, watch.send)
@@ -119,29 +121,30 @@ class Quota:
             left = exchange.error_kind == "client_left"  # then the engine has worked, and nobody knows how much
             self._settle(ask, exchange, watch, failed=watch.status >= 400 or (not watch.status and not left))
 
-    def _costs(self, exchange: Exchange, scope: Scope) -> tuple[int, int, int]:
-        """Return what a request may take: (1, tokens, image tokens)."""
+    def _costs(self, exchange: Exchange, scope: Scope) -> tuple[int, tuple[int, int, int]]:
+        """Return the prompts of a request, and what it may take: (1, tokens, image tokens)."""
         count_tokens = FACTS.image_tokens
         sizes = [opened.image.size for opened in exchange.found]
         images = sum(count_tokens(*size) for size in sizes) if count_tokens else 0
         exchange.image_tokens = images
         body = exchange.body or b""
         text = max(0, len(body) - sum(len(opened.item.url) for opened in exchange.found))
-        answer = 0
+        answer, prompts = 0, 1
         if api_path(scope) != "/v1/embeddings" and content_type(scope) not in FORMS:
             parsed = exchange.json()
             named = ("max_completion_tokens", "max_tokens", "max_output_tokens")
             answer = next((value for name in named if (value := _whole(parsed.get(name)))), self.section.reserve_tokens)
             if self.model.max_model_len:
                 answer = min(answer, self.model.max_model_len)
-            answer *= min(_whole(parsed.get("n")) or 1, 128)
-        return 1, text // 4 + images + answer, images
+            prompts = prompts_in(parsed)
+            answer *= min(_whole(parsed.get("n")) or 1, 128) * prompts
+        return prompts, (1, text // 4 + images + answer, images)
 
-    def _ask(self, tenant: str, limits: Limits, costs: tuple[int, int, int], paid: bool) -> Ask:
+    def _ask(self, tenant: str, limits: Limits, costs: tuple[int, int, int], prompts: int) -> Ask:
         most = (limits.requests_per_minute, limits.tokens_per_minute, limits.image_tokens_per_minute)
         budget = None
-        if limits.usd_per_month is not None and paid:
-            budget = (int(limits.usd_per_month * NANO), self.nano)
+        if limits.usd_per_month is not None and prompts:
+            budget = (int(limits.usd_per_month * NANO), self.nano * prompts)
         month, _ = month_of(dt.datetime.now(dt.UTC))
         lease = f"{self.name}-{next(self.numbers)}"
         rates = tuple(zip(most, costs, strict=True))
@@ -240,6 +243,17 @@ class Quota:
                     await self.store.renew(leased)
                 except StoreDown as error:
                     self._down(error)
+
+
+def prompts_in(body: dict[str, Any]) -> int:
+    """Return how many prompts (completions) or conversations (a batch) a body has."""
+    for key in ("prompt", "messages"):
+        value = body.get(key)
+        if isinstance(value, list) and value and isinstance(value[0], str if key == "prompt" else list):
+            return len(value)
+        if key == "prompt" and isinstance(value, list) and value and isinstance(value[0], list):
+            return len(value)
+    return 1
 
 
 def worth_waiting(verdict: Verdict, seconds: float) -> bool:

@@ -18,7 +18,7 @@ from serving.exchange import exchange_of
 from serving.facts import FACTS
 from serving.keys import make_key, open_keys
 from serving.layers import build_layers, layers_of, start_layers, stop_layers
-from serving.layers.quota import Quota, deadline_of
+from serving.layers.quota import Quota, deadline_of, prompts_in
 from serving.runtime import free_port
 from serving.stack import Stack
 from tests.serving.asgi import JSON, Answer, call, scope_of
@@ -201,6 +201,28 @@ async def test_a_monthly_budget(store: str) -> None:
     refused(answer, "usd_per_month")
     assert int(answer.header(b"retry-after") or 0) <= 31 * 86_400
     assert (await house.ask(path="/tokenize")).status == 200  # costs nothing
+    await house.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": ["a", "b", "c"]}),
+        ("/v1/completions", {"prompt": [[1, 2], [3], [4]]}),
+        ("/v1/chat/completions/batch", {"messages": [[{"role": "user", "content": "a"}]] * 3}),
+    ],
+)
+async def test_several_prompts_in_one_request_are_no_way_around(path: str, body: dict[str, Any]) -> None:
+    house = House({"tokens_per_minute": 1000, "usd_per_month": "0.0065"})
+    house.engine.usage = {}
+    answer = await house.ask(path=path, max_tokens=100, **body)
+    assert answer.status == 200 and 650 < int(answer.header(b"x-ratelimit-remaining-tokens") or 0) < 700
+    assert [(await house.ask(path=path, max_tokens=1, **body)).status for _ in range(2)] == [
+        200,
+        429,
+    ]  # three tenths of a cent each
+    for tokens in ([1, 2, 3], "abc", [], None):
+        assert prompts_in({"prompt": tokens}) == 1
     await house.close()
 
 

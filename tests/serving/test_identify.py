@@ -158,6 +158,19 @@ async def test_probes_need_no_key_and_metrics_do(house: House) -> None:
         assert (await house.ask(None, path, "GET")).status == 401
 
 
+async def test_a_websocket_is_no_way_around(house: House) -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    await house.app({"type": "websocket", "path": "/v1/realtime", "headers": []}, receive, send)
+    assert [message["type"] for message in sent] == ["websocket.close"] and not seen
+
+
 async def test_models_per_tenant(house: House) -> None:
     text, _ = await house.key("narrow")
     answer = await house.ask(text)
