@@ -292,8 +292,8 @@ class ServiceAccount(Closed):
 class Security(Closed):
     """Who the containers run as."""
 
-    runAsUser: int = Field(1000, ge=1, description="User id; never root.")
-    fsGroup: int = Field(1000, ge=1, description="Group that owns the volumes.")
+    runAsUser: int = Field(10001, ge=1, description="User id; never root.")
+    fsGroup: int = Field(10001, ge=1, description="Group that owns the volumes.")
 
 
 class Disruption(Closed):

@@ -50,13 +50,12 @@ run=$(sed -n 's/^RUN //p' "$file")
 chroot "$root" /bin/sh -c "$run"
 du -sh --one-file-system "$root" | cut -f1 | sed 's/^/size: /'
 
-say "the stack, as user 1000, with a read-only root"
+say "the stack, as user 10001, with a read-only root"
 mkdir -p "$root/tmp" && mount -t tmpfs -o mode=1777 tmpfs "$root/tmp" && mounts+=("$root/tmp")
-mount -t tmpfs -o mode=0755,uid=1000,gid=1000 tmpfs "$root/compiled" && mounts+=("$root/compiled")
-mkdir -p "$root/tmp/home" && chown 1000:1000 "$root/tmp/home"
+mount -t tmpfs -o mode=0755,uid=10001,gid=10001 tmpfs "$root/compiled" && mounts+=("$root/compiled")
 mount --bind "$root" "$root" && mounts+=("$root") && mount -o remount,bind,ro "$root"
 settings=$(sed -n '/^ENV /,/[^\\]$/p' "$file" | sed 's/^ENV //; s/\\$//' | tr '\n' ' ')
-chroot --userspec=1000:1000 "$root" /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin HF_HUB_OFFLINE=1 $settings bash -euc '
+chroot --userspec=10001:10001 "$root" /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin HF_HUB_OFFLINE=1 $settings bash -euc '
     if touch /opt/fovea/x 2>/dev/null; then echo "the root can be written to"; exit 1; fi
     cd /opt/fovea && id -u && fovea --version
     fovea serve stack.yaml --port 18123 --json >/tmp/serve.out 2>/tmp/serve.err & server=$!

@@ -19,7 +19,7 @@ mkdir -p bin
 ln -sf "$(.venv/bin/python -c 'import serving.runtime as r; print(r.haproxy_binary())')" bin/haproxy
 for name in fovea ray serve hf; do ln -sf "/opt/fovea/.venv/bin/$name" "/usr/local/bin/$name"; done
 
-id fovea >/dev/null 2>&1 || useradd --uid 1000 --home-dir /tmp/home --no-create-home --shell /bin/bash fovea
+id fovea >/dev/null 2>&1 || useradd --uid 10001 --home-dir /tmp --no-create-home --shell /bin/bash fovea
 mkdir -p /models /compiled
-chown 1000:1000 /models /compiled
+chown 10001:10001 /models /compiled
 .venv/bin/python helm/image/sbom.py > sbom.json

@@ -38,7 +38,7 @@ class Cluster:
         self.port, self.dashboard, self.agent = free_port(), free_port(), free_port()
         given = {entry["name"]: entry["value"] for entry in container["env"]}
         moved = {
-            key: value.replace("/opt/fovea/serving", str(ROOT / "serving")).replace("/tmp/home", str(folder / "home"))
+            key: value.replace("/tmp", str(folder)).replace("/opt/fovea/serving", str(ROOT / "serving"))
             for key, value in given.items()
         }
         moved |= {key: str(folder / key) for key, value in given.items() if value.startswith(("/models", "/compiled"))}
@@ -189,7 +189,6 @@ def cluster() -> Iterator[Cluster]:
     tool("helm4")
     with tempfile.TemporaryDirectory(prefix="fv-", dir="/tmp", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        (folder / "home").mkdir()
         found = Cluster(render({}, "cpu"), folder)
         try:
             found.start()

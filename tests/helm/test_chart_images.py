@@ -33,7 +33,7 @@ def test_containerfile(profile: str) -> None:
     base = dict(found)["ARG"].partition("=")[2]
     assert re.search(r":[0-9][0-9.]*-slim$|@sha256:", base), "a pinned base"
     assert ("RUN", f"sh /opt/fovea/helm/image/install.sh {profile}") in found
-    assert dict(found)["USER"] == "1000:1000" and names.index("USER") > names.index("RUN")
+    assert dict(found)["USER"] == "10001:10001" and names.index("USER") > names.index("RUN")
     assert "/ready" in dict(found)["HEALTHCHECK"]
     assert json.loads(dict(found)["CMD"]) == ["fovea", "serve", "/opt/fovea/stack.yaml"]
 

@@ -75,13 +75,13 @@ capabilities: {drop: [ALL]}
 
 {{/* Environment that every process of the stack shares: caches in writable places, the hub or not. */}}
 {{- define "fovea.commonEnv" -}}
-- {name: HOME, value: /tmp/home}
+- {name: HOME, value: /tmp}
 - {name: HF_HOME, value: /models}
 - {name: HF_HUB_DISABLE_TELEMETRY, value: "1"}
 - {name: DO_NOT_TRACK, value: "1"}
 - {name: VLLM_NO_USAGE_STATS, value: "1"}
 - {name: VLLM_CACHE_ROOT, value: /compiled/vllm}
-- {name: VLLM_CONFIG_ROOT, value: /tmp/home/vllm}
+- {name: VLLM_CONFIG_ROOT, value: /tmp/vllm}
 - {name: TORCHINDUCTOR_CACHE_DIR, value: /compiled/inductor}
 - {name: TRITON_CACHE_DIR, value: /compiled/triton}
 {{- end }}
