@@ -33,6 +33,7 @@ from quantize.engine import EngineSettings, free_port, served
 from quantize.gate import GateSettings, distinct_pictures, run_gate
 from quantize.hardware import find_machine
 from quantize.run import RunSettings, quantize
+from quantize.schemes import find_scheme
 from quantize.scope import read_headers
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +52,8 @@ def make(out: Path, model: str, scheme: str, method: str) -> dict[str, Any]:
     if artifact.is_artifact(out):
         return artifact.read_manifest(out)
     say(f"{scheme} by {method} of {model}")
-    return quantize(RunSettings(model=model, out=out, scheme=scheme, method=method, calibration="easy-vqa-train"), say)
+    data = "easy-vqa-train" if find_scheme(scheme).needs_calibration(method) else None
+    return quantize(RunSettings(model=model, out=out, scheme=scheme, method=method, calibration=data), say)
 
 
 @contextmanager
