@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from serving.chat import ChatEndpoint, _place_pictures, _replace_urls
 from serving.errors import ApiError
 from serving.exchange import Exchange
-from serving.layers.screen import _NOT_SERVED, find_images, place_of
+from serving.found import _NOT_SERVED, find_images
+from serving.layers.screen import place_of
 from serving.media import decode, open_header
 from serving.stack import Media
 from tests.serving.pictures import encode, scene
