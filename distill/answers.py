@@ -20,6 +20,7 @@ PROBLEMS = {
     "failed": "no answer came (error)",
     "schema": "does not fit task.answer_schema",
     "units": "does not fit task.units",
+    "unsure": "the teacher is less sure than filters.min_confidence",
 }
 
 

@@ -81,7 +81,7 @@ class Looks:
         """Return the indices of the pictures here that picture number `other` of `looks` looks like."""
         bits = np.bitwise_count(self.hashes ^ looks.hashes[other])
         close = np.flatnonzero(bits <= max_bits)
-        difference = np.abs(self.colours[close] - looks.colours[other]).mean(axis=1)
+        difference = np.abs(self.colours[close] - looks.colours[other]).max(axis=1, initial=0.0)
         return close[difference <= max_difference]
 
 

@@ -149,7 +149,12 @@ def read_human(paths: list[Path], rows: Rows, answer_schema: Mapping[str, Any]) 
 
 def shuffled(rows: tuple[Row, ...] | list[Row], seed: int) -> list[Row]:
     """Return the rows in an order that depends on `seed` and the ids alone, so that new rows do not move the others."""
-    return sorted(rows, key=lambda r: hashlib.sha256(f"{seed}:{r.id}".encode()).digest())
+    return sorted(rows, key=lambda r: order_of(r.id, seed))
+
+
+def order_of(row_id: str, seed: int) -> bytes:
+    """Return what rows are sorted by where chance decides: a digest of the seed and the id."""
+    return hashlib.sha256(f"{seed}:{row_id}".encode()).digest()
 
 
 def limit_synthetic(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:

@@ -99,4 +99,29 @@ def _collected(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-STEPS: dict[str, Step] = {"collect": Step("collect", _collect, _collected)}
+def _filter(work: Work) -> dict[str, Any]:
+    from distill.filters.run import filter_rows
+
+    return asyncio.run(filter_rows(work))
+
+
+def _filter_inputs(work: Work) -> dict[str, Any]:
+    from distill.filters.run import inputs
+
+    return inputs(work)
+
+
+def _filtered(report: dict[str, Any]) -> str:
+    lines = [f"filter: {report['kept']} of {report['rows']} rows kept{' (nothing had changed)' * report['cached']}"]
+    for one in report["filters"]:
+        if one["dropped"]:
+            reasons = ", ".join(f"{n} {reason}" for reason, n in one["reasons"].items())
+            lines.append(f"  {one['title']}: {one['dropped']} dropped ({reasons})")
+    lines.append(f"  data card: {report['card']}")
+    return "\n".join(lines)
+
+
+STEPS: dict[str, Step] = {
+    "collect": Step("collect", _collect, _collected),
+    "filter": Step("filter", _filter, _filtered, _filter_inputs, ("kept.jsonl", "dropped.jsonl", "card.html")),
+}

@@ -10,7 +10,7 @@ from distill.images import open_pictures
 from distill.prompts import PromptSet
 from distill.recipe import Recipe, load_recipe
 from distill.rows import HumanLabel, Row, Rows, limit_synthetic, read_human, read_rows, shuffled
-from models.golden import ImageRef
+from models.golden import GoldenSet, ImageRef, load_golden
 from models.prices import PriceBook, load_prices
 
 
@@ -24,6 +24,7 @@ class Work:
         usable: rows that take part, in the order of buying: the training rows in the seed's order, then the others.
         pictures: row id -> picture of every usable row, decoded whole once.
         broken: row id -> why its picture cannot be used (at most `data.max_broken_rows`).
+        golden: the sets of `filters.contamination`.
         surplus: synthetic training rows over `data.max_synthetic_share`.
     """
 
@@ -36,6 +37,7 @@ class Work:
     pictures: Mapping[str, ImageRef]
     broken: Mapping[str, str]
     surplus: tuple[Row, ...]
+    golden: tuple[GoldenSet, ...]
     prompts: PromptSet
     book: PriceBook
 
@@ -60,6 +62,9 @@ def open_work(recipe_path: Path, out: Path | None = None) -> Work:
     recipe = load_recipe(recipe_path)
     folder = recipe_path.resolve().parent
     prompts = PromptSet(recipe, folder)
+    # a path relative to the recipe, or a name; wrong ones are found before anything is paid for
+    names = [folder / n if (folder / n).exists() else n for n in recipe.filters.contamination]
+    golden = tuple(load_golden(name) for name in names)
     rows = read_rows(folder / recipe.data.rows)
     human = read_human([folder / name for name in recipe.data.human], rows, recipe.task.answer_schema)
     pictures, broken = open_pictures(rows, rows.items, recipe.data.max_broken_rows)
@@ -78,6 +83,7 @@ def open_work(recipe_path: Path, out: Path | None = None) -> Work:
         pictures=pictures,
         broken=broken,
         surplus=tuple(surplus),
+        golden=golden,
         prompts=prompts,
         book=book,
     )

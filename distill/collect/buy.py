@@ -72,6 +72,7 @@ class Buyer:
 
     Attributes:
         stopped: why it stopped before the end (`budget`, `interrupted`), or None.
+        reply, answer_schema: how replies are read (`parse_reply`); set anew for other questions.
         known: answers wanted that were there before (set by the caller, for progress).
         bought: answers that came in this process.
         dearer: answers that cost more than their estimate.
@@ -88,7 +89,7 @@ class Buyer:
         said: Callable[[Buyer], None] = lambda buyer: None,
     ):
         self.journal, self.spend = journal, spend
-        self._reply, self._schema, self._give_up = reply, answer_schema, give_up_after
+        self.reply, self.answer_schema, self._give_up = reply, answer_schema, give_up_after
         self._said = said
         self.stopped: str | None = None
         self.known = self.bought = self.dearer = 0
@@ -181,7 +182,7 @@ class Buyer:
         self.bought += 1
         if reply.cost is not None and reply.cost.total > purchase.at_most:
             self.dearer += 1
-        self._judge(one, parse_reply(reply.text, reply.finish_reason, self._reply, self._schema))
+        self._judge(one, parse_reply(reply.text, reply.finish_reason, self.reply, self.answer_schema))
 
     def _failed(self, one: Question, purchase: Purchase, kind: str, message: str, status: int | None) -> None:
         error = {"type": kind, "message": message, "status": status}
@@ -201,7 +202,9 @@ class Buyer:
     def _judge(self, one: Question, said: Said) -> None:
         """Count unusable answers; stop before more is paid for answers that nobody can use."""
         teacher = one.teacher
-        teacher.poor = 0 if said.problem is None else teacher.poor + 1
+        # without the picture "I cannot see it" is a fine answer; anywhere else it is money for nothing
+        fine = said.problem is None or (one.purpose == "blind" and said.problem != "failed")
+        teacher.poor = 0 if fine else teacher.poor + 1
         self._said(self)
         if teacher.poor >= self._give_up and self._error is None:
             self._error = CheckFailed(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -27,8 +27,13 @@ Pause = Callable[[float], Any]
 
 
 @contextlib.asynccontextmanager
-async def open_shop(work: Work, *, total: int = 0, label: str = "collect", pause: Pause = asyncio.sleep):  # type: ignore[no-untyped-def]
-    """Yield a `Shop`; SIGINT and SIGTERM stop the buying, and what is in flight is waited for."""
+async def open_shop(
+    work: Work, *, total: int = 0, label: str = "collect", pause: Pause = asyncio.sleep, with_teachers: bool = True
+) -> AsyncIterator[Shop]:
+    """Yield a `Shop`, without the recipe's teachers (and their keys) where they are not asked.
+
+    SIGINT and SIGTERM stop the buying; what is in flight is waited for.
+    """
     recipe = work.recipe
     with Journal(work.journal_path) as journal, Progress(total or None, label, "answers") as progress:
         spend = LedgerLimit(recipe.budget.max_usd, journal)
@@ -48,7 +53,7 @@ async def open_shop(work: Work, *, total: int = 0, label: str = "collect", pause
         loop = asyncio.get_running_loop()
         handled = []
         try:
-            for settings in recipe.teachers:
+            for settings in recipe.teachers if with_teachers else []:
                 teachers.append(open_teacher(settings, work.book, spend, pause=pause))
             for number in (signal.SIGINT, signal.SIGTERM):
                 with contextlib.suppress(ValueError, RuntimeError):  # not in the main thread

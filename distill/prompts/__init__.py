@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,18 +39,21 @@ class PromptSet:
         self._plain = recipe.prompts.reply == "text"
         environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False, trim_blocks=False)
         self._templates: dict[str, tuple[Template, str]] = {}
+        sources = []
         for name in ("system", "user", "blind", "judge"):
             own = getattr(recipe.prompts, name)
             file = folder / own if own is not None else SHIPPED / f"{name}.jinja"
             field = f"prompts.{name}"
             try:
-                template = environment.from_string(file.read_text(encoding="utf-8"))
+                sources.append(file.read_text(encoding="utf-8"))
+                template = environment.from_string(sources[-1])
             except OSError as error:
                 raise UsageError(f"cannot read: {error.strerror}", field=field, value=str(file)) from error
             except (TemplateError, UnicodeDecodeError) as error:
                 line = getattr(error, "lineno", None)
                 raise UsageError(f"not a Jinja file: {error}", field=field, value=f"{file}:{line or 1}") from error
             self._templates[name] = (template, str(file))
+        self.digest = hashlib.sha256("\0".join(sources).encode()).hexdigest()
         self._no_system = self._plain and recipe.prompts.system is None
         for name in self._templates:
             self._render(name, row=_SAMPLE, answer="sample")

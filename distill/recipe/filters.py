@@ -54,7 +54,11 @@ class Duplicates(Section):
 
     max_bits: int = Field(4, ge=0, le=16, description="Bits of the 64-bit difference hash in which they may differ.")
     max_difference: float = Field(
-        0.03, ge=0, le=1, description="Mean difference of colour (0 to 1) of both at 16x16 pixels; tells colours apart."
+        0.2,
+        ge=0,
+        le=1,
+        description="Largest difference of colour (0 to 1) in any cell of both at 16x16 pixels: tells apart what the "
+        "hash takes for equal (other colours, a small thing elsewhere).",
     )
 
 
@@ -81,7 +85,6 @@ class Filters(Section):
 
     min_confidence: Share = Field(0.0, description="Drop answers of which the teacher itself is less sure.")
     agreement: Agreement = Field(default_factory=Agreement, description="Agreement of samples and teachers.")
-    judge: Judge | None = Field(None, description="Ask a judge about each chosen answer.")
     duplicates: Duplicates = Field(
         default_factory=Duplicates, description="How alike two pictures must be to count as one."
     )
@@ -89,5 +92,6 @@ class Filters(Section):
         default_factory=list, description="Golden sets (names, or paths relative to the recipe) not to train on."
     )
     image_blind: ImageBlind | None = Field(None, description="Drop rows that are answered without their picture.")
+    judge: Judge | None = Field(None, description="Ask a judge about each chosen answer.")
     balance: Balance | None = Field(None, description="Limit the share of a class.")
     min_kept: int = Field(1, ge=1, description="Fewer training rows than this after filtering is an error.")

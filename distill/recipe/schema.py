@@ -21,7 +21,8 @@ class Task(Section):
         description="JSON Schema of an answer (draft 2020-12): a string, or an object of fields.",
     )
     units: dict[str, Unit] = Field(
-        default_factory=dict, description="Quantities: field of the answer (`total`, `line.weight`) -> unit and range."
+        default_factory=dict,
+        description="Quantities: field (`total`, `lines.price`; `.` is the whole answer) -> unit, range.",
     )
     accept: dict[str, Any] = Field(
         default_factory=dict,
