@@ -2,7 +2,8 @@
 
 `x-fovea-cache` of an answer says `hit` (with `age`, seconds), `coalesced`, `miss` or `bypass`.  A hit needs no pixel to
 be decoded when the same file was seen before.  Clients steer with `Cache-Control` (no-store, no-cache, max-age,
-only-if-cached), `x-fovea-cache: sampled` and `x-fovea-cache-tags: a,b`; operators with
+only-if-cached), `x-fovea-cache: sampled` and `x-fovea-cache-tags: a,b`.  An `Idempotency-Key` makes a retry safe: it
+gets the first answer, whatever it was, or joins the generation that runs.  Operators purge with
 `POST /fovea/cache/purge {"all": true}` or `{"tenant" | "model" | "version" | "tag": NAME}`.
 """
 
@@ -21,7 +22,7 @@ from serving.exchange import FORMS, Exchange, api_path, content_type, exchange_o
 from serving.facts import FACTS
 from serving.metrics import METRICS
 from serving.recall.flight import Flight, left
-from serving.recall.key import KEPT, Control, control_of, is_whole, key_of, may_be_kept
+from serving.recall.key import KEPT, Control, control_of, is_whole, key_of, may_be_kept, retry_key
 from serving.recall.store import Answers, Entry
 from serving.recall.version import version_of
 
@@ -81,25 +82,29 @@ class Recall:
             await self._pass(scope, receive, send)
             return
         control = control_of(scope)
-        sampled = self.section.sampled or control.sampled
+        sampled = self.section.sampled or control.sampled or bool(control.retry)
         if control.no_store or not may_be_kept(exchange.json(), path, sampled, FACTS.temperature):
             self._counted("bypass")
             await self._pass(scope, receive, _marked(send, b"bypass"))
             return
-        key = key_of(exchange, path, self.model.name, self.version)
-        if not control.no_cache and await self._recall(key, control, exchange, send):
+        key, request = key_of(exchange, path, self.model.name, self.version), ""
+        if control.retry:
+            key, request = retry_key(exchange, path, self.model.name, control.retry), key.hex()
+        if not control.no_cache and await self._recall(key, request, control, exchange, send):
             return
         if control.only_cached:
             raise ApiError(504, "There is no kept answer, and the request allows no other.", kind="not_cached")
-        await self._generate(key, control, path, scope, receive, send)
+        await self._generate(key, request, control, path, scope, receive, send)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST":
             await exchange_of(scope).decode()
         await self.app(scope, receive, send)
 
-    async def _recall(self, key: bytes, control: Control, exchange: Exchange, send: Send) -> bool:
+    async def _recall(self, key: bytes, request: str, control: Control, exchange: Exchange, send: Send) -> bool:
         entry = await self.answers.get(key)
+        if entry is not None:
+            _same(entry.request, request)
         age = 0 if entry is None else max(0, int(time.time() - entry.created))
         if entry is None or (control.max_age is not None and age > control.max_age):
             return False
@@ -116,17 +121,19 @@ class Recall:
         return True
 
     async def _generate(
-        self, key: bytes, control: Control, path: str, scope: Scope, receive: Receive, send: Send
+        self, key: bytes, request: str, control: Control, path: str, scope: Scope, receive: Receive, send: Send
     ) -> None:
         exchange = exchange_of(scope)
-        flight = self.flights.get(key) if self.section.coalesce and not control.no_cache else None
+        join = (self.section.coalesce or request) and not control.no_cache
+        flight = self.flights.get(key) if join else None
         if flight is not None and flight.open:
+            _same(flight.request, request)
             exchange.notes["recalled"] = True
             state = b"coalesced"
         else:
             names = ("all", f"tenant:{exchange.tenant}", f"model:{self.model.name}", f"version:{self.version}")
             scopes = self.answers.scopes((*names, *(f"tag:{tag}" for tag in control.tags)))
-            flight = self.flights[key] = Flight(exchange, lambda done: self._ended(key, path, scopes, done))
+            flight = self.flights[key] = Flight(exchange, lambda done: self._ended(key, path, scopes, done), request)
             await flight.begin(self.app, scope)
             state = b"miss"
         self._counted(state.decode())
@@ -144,8 +151,9 @@ class Recall:
         body = b"".join(flight.pieces)
         if flight.status != 200 or flight.error or flight.exchange.error_kind or len(body) > self.section.entry_bytes:
             return
-        if flight.complete and is_whole(path, flight.content_type, body):
-            entry = Entry(flight.content_type, body, time.time(), scopes, flight.exchange.image_tokens)
+        if flight.complete and (is_whole(path, flight.content_type, body) or (flight.request and _no_error(body))):
+            tokens = flight.exchange.image_tokens
+            entry = Entry(flight.content_type, body, time.time(), scopes, tokens, flight.request)
             task = asyncio.create_task(self.answers.put(key, entry))
             self.writes.add(task)
             task.add_done_callback(self.writes.discard)
@@ -173,6 +181,22 @@ class Recall:
     def _counted(self, result: str) -> None:
         if self.count is not None:
             self.count.labels(self.model.name, result).inc()
+
+
+def _no_error(body: bytes) -> bool:
+    """Whether a stream ended without an error in it: that is to be tried again."""
+    return b'data: {"error"' not in body and b"event: error" not in body
+
+
+def _same(known: str, request: str) -> None:
+    """Refuse an `Idempotency-Key` that was another request's.
+
+    Raises:
+        ApiError: 422.
+    """
+    if known != request:
+        text = "This Idempotency-Key was sent with another request. Take a new one for each."
+        raise ApiError(422, text, kind="idempotency_key_reused")
 
 
 def _marked(send: Send, state: bytes) -> Send:

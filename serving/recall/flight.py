@@ -23,6 +23,7 @@ class Flight:
     Args:
         exchange: of the request that came first.
         ended: called when the generation is over, however it ended.
+        request: as in `serving.recall.store.Entry`.
 
     Attributes:
         messages: the ASGI messages so far.
@@ -31,8 +32,8 @@ class Flight:
         error: what the app raised.
     """
 
-    def __init__(self, exchange: Exchange, ended: Callable[[Flight], None]):
-        self.exchange, self._ended = exchange, ended
+    def __init__(self, exchange: Exchange, ended: Callable[[Flight], None], request: str = ""):
+        self.exchange, self._ended, self.request = exchange, ended, request
         self.messages: list[Message] = []
         self.pieces: list[bytes] = []
         self.status, self.content_type, self.complete, self.done = 0, b"", False, False

@@ -47,9 +47,15 @@ def key_of(exchange: Exchange, path: str, model: str, version: str) -> bytes:
     return digest.digest()
 
 
+def retry_key(exchange: Exchange, path: str, model: str, name: bytes) -> bytes:
+    """Return the 32-byte key of what a client calls by this `Idempotency-Key`."""
+    where = orjson.dumps(["retry", exchange.tenant, model, path, name.decode("latin-1")])
+    return hashlib.blake2b(FORM + where, digest_size=32).digest()
+
+
 @dataclass(frozen=True, slots=True)
 class Control:
-    """What a client said about caching: `Cache-Control`, `x-fovea-cache: sampled` and `x-fovea-cache-tags`."""
+    """What a client said: `Cache-Control`, `x-fovea-cache: sampled`, `x-fovea-cache-tags`, `Idempotency-Key`."""
 
     no_store: bool = False
     no_cache: bool = False
@@ -57,6 +63,7 @@ class Control:
     max_age: float | None = None
     sampled: bool = False
     tags: tuple[str, ...] = ()
+    retry: bytes = b""
 
 
 def control_of(scope: Scope) -> Control:
@@ -64,6 +71,7 @@ def control_of(scope: Scope) -> Control:
     no_store = no_cache = only = sampled = False
     age: float | None = None
     tags: list[str] = []
+    retry = b""
     for name, value in scope["headers"]:
         if name == b"cache-control":
             for part in value.decode("latin-1").lower().split(","):
@@ -73,11 +81,13 @@ def control_of(scope: Scope) -> Control:
                 only |= word == "only-if-cached"
                 if word == "max-age" and number.strip('"').isdigit():
                     age = min(float(number.strip('"')[:12]), age if age is not None else float("inf"))
+        elif name == b"idempotency-key" and 0 < len(value) <= 255:
+            retry = value
         elif name == b"x-fovea-cache":
             sampled |= value.strip().lower() == b"sampled"
         elif name == b"x-fovea-cache-tags":
             tags += [tag.strip() for tag in value.decode("latin-1").split(",") if TAG.fullmatch(tag.strip())]
-    return Control(no_store, no_cache, only, age, sampled, tuple(dict.fromkeys(tags[:MOST_TAGS])))
+    return Control(no_store, no_cache, only, age, sampled, tuple(dict.fromkeys(tags[:MOST_TAGS])), retry)
 
 
 def may_be_kept(body: dict[str, Any], path: str, sampled: bool, default_temperature: float) -> bool:

@@ -38,6 +38,7 @@ class Entry:
         created: seconds since 1970.
         scopes: scope -> its generation.
         image_tokens: of the request, for accounts.
+        request: key of the request, where the entry is found by an `Idempotency-Key` and must be of that request.
     """
 
     content_type: bytes
@@ -45,10 +46,13 @@ class Entry:
     created: float
     scopes: dict[str, int]
     image_tokens: int = 0
+    request: str = ""
 
     def pack(self, key: bytes) -> bytes:
         """Return the entry as bytes with a check sum over key and content."""
-        head = orjson.dumps([self.content_type.decode("latin-1"), self.created, self.scopes, self.image_tokens])
+        head = orjson.dumps(
+            [self.content_type.decode("latin-1"), self.created, self.scopes, self.image_tokens, self.request]
+        )
         rest = len(head).to_bytes(4, "big") + head + self.body
         return _sum(key, rest) + rest
 
@@ -59,8 +63,8 @@ class Entry:
         if _sum(key, rest) != blob[:16]:
             return None
         size = int.from_bytes(rest[:4], "big")
-        kind, created, scopes, tokens = orjson.loads(rest[4 : 4 + size])
-        return cls(kind.encode("latin-1"), rest[4 + size :], created, scopes, tokens)
+        kind, created, scopes, tokens, request = orjson.loads(rest[4 : 4 + size])
+        return cls(kind.encode("latin-1"), rest[4 + size :], created, scopes, tokens, request)
 
 
 def _sum(key: bytes, rest: bytes) -> bytes:

@@ -457,6 +457,46 @@ async def test_all_who_wait_are_told_the_same_error() -> None:
     await house.close()
 
 
+# retries
+
+
+async def test_a_retry_by_its_key_gets_the_first_answer(store: str) -> None:
+    house = House(store=store)
+    mine = (b"idempotency-key", b"order-1")
+    house.engine.answer = chat(text="cut", finish_reason="length")  # whatever it was
+    sampled: dict[str, Any] = {"temperature": 0.9, "messages": about(encode(scene()))}
+    first = await house.ask(mine, **sampled)
+    house.engine.answer = None
+    again = await house.ask(mine, **sampled)
+    assert again.body == first.body and again.header(b"x-fovea-cache") == b"hit" and len(house.engine.asked) == 1
+    assert (await house.ask((b"idempotency-key", b"order-2"), **sampled)).body != first.body
+    assert await house.state(**sampled) == "bypass"  # without a key it is sampled anew
+    other = await house.ask(mine, **{**sampled, "max_tokens": 3})
+    assert other.status == 422 and other.error["code"] == "idempotency_key_reused"
+    await house.close()
+
+
+async def test_a_retry_of_what_runs_joins_it_and_of_what_failed_runs_again() -> None:
+    house = House(coalesce=False)
+    mine = (b"idempotency-key", b"k")
+    body: dict[str, Any] = {"temperature": 0.9}
+    house.engine.hold = asyncio.Event()
+    tasks = [asyncio.create_task(house.ask(mine, **body)) for _ in range(3)]
+    await until(lambda: sum(flight.listeners for flight in house.layer.flights.values()) == 3)
+    assert (await house.ask(mine, temperature=0.8)).status == 422
+    house.engine.hold.set()
+    assert len({answer.body for answer in await asyncio.gather(*tasks)}) == 1 == len(house.engine.asked)
+    house.engine.error = ApiError(503, "Busy.", kind="overloaded", retry_after=1)
+    assert (await house.ask((b"idempotency-key", b"l"), **body)).status == 503
+    house.engine.error = None
+    for answer in (sse(delta("a"), {"error": {"message": "x"}}), sse(delta("a"), delta("b", "length"))):
+        house.engine.answer = answer
+        retried = await house.ask((b"idempotency-key", b"l"), stream=True, **body)
+        assert retried.status == 200 and retried.body == b"".join(answer)
+    assert (await house.ask((b"idempotency-key", b"l"), stream=True, **body)).header(b"x-fovea-cache") == b"hit"
+    await house.close()
+
+
 # purges
 
 
