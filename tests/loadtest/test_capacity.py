@@ -152,7 +152,7 @@ def test_command(
         return Plan(first_s=free[0] - now)
 
     words = ["--url", serve(one_at_a_time).url, "--model", "m", "--workload", prompts, "--slo", "p50<150ms,errors<20%"]
-    words += ["--start-rate", "20", "--max-rate", "80", "--step", "2", "--confirm", "4", "--tolerance", "0.5"]
+    words += ["--start-rate", "20", "--max-rate", "80", "--step", "1.5", "--confirm", "2", "--tolerance", "0.5"]
     words += ["--max-slip-ms", "5000", "--peak", "100", "--months", "2", "--usd-per-hour", "1", "--out", str(tmp_path)]
     assert main(["loadtest", "capacity", *words]) == 0
     out = capsys.readouterr()
