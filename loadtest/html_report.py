@@ -15,6 +15,7 @@ from loadtest.text_report import (
     STAR,
     cell,
     columns,
+    conversations,
     dollars,
     has_starred,
     headline,
@@ -58,6 +59,8 @@ def render(data: dict[str, Any]) -> str:
     page.add(over_time(data), rates_over_time(data))
     page.add(distribution({"end to end": data["curves"]["latency"], "first token": data["curves"]["ttft"]}), tail(data))
     page.add(against_load(data))
+    for text in conversations(data):
+        page.text(f"Conversations: {text}; each turn carried the server's own answers.")
     _money(page, data)
     if data["accuracy"]["n"]:
         page.section(

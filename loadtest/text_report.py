@@ -135,6 +135,12 @@ def money_rows(data: dict[str, Any], most: int = 8) -> list[list[str]]:
     return rows
 
 
+def conversations(data: dict[str, Any]) -> list[str]:
+    """Return what became of the conversations, a line for each class that held some."""
+    found = [one["conversations"] for one in data["workload"] if one.get("conversations")]
+    return [f"{t['begun']:,} begun, {t['ended']:,} ended, {t['abandoned']:,} given up after an error" for t in found]
+
+
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return rows as aligned plain text."""
     widths = [max(len(str(row[i])) for row in [head, *rows]) for i in range(len(head))]
@@ -163,6 +169,7 @@ def terminal(data: dict[str, Any]) -> str:
     for row in data["errors_by_kind"]:
         example = f": {row['examples'][0][:120]}" if row["examples"] else ""
         parts.append(f"error       {row['kind']} x {row['count']:,}{example}")
+    parts += [f"{'chats':11} {text}" for text in conversations(data)]
     own = data["generator"]
     slip = f"slip p99 {number(own['slip_ms']['p99'])} ms, " if own["slip_ms"]["p99"] is not None else ""
     parts.append(

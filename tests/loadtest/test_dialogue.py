@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from loadtest.html_report import render
 from loadtest.run import run_load
+from loadtest.text_report import terminal
 from loadtest.workloads import make_workload
 from models.support.errors import UsageError
 from tests.loadtest.conftest import config_for
@@ -45,6 +47,8 @@ def test_each_turn_carries_the_servers_own_answers(serve: Serve, stream: bool) -
     assert sorted(report.records["turn"].tolist()) == [0] * 4 + [1] * 4 + [2] * 4
     assert len({messages[0]["content"] for messages in sent}) == 4
     assert report.data["workload"][0]["conversations"] == {"begun": 4, "ended": 4, "abandoned": 0}
+    assert "chats       4 begun, 4 ended, 0 given up" in terminal(report.data)
+    assert "Conversations: 4 begun, 4 ended" in render(report.data)
     names = {report.items[0][int(row["item"])] for row in report.records}
     assert names == {f"chat-{c}-{t}" for c in range(4) for t in range(3)}
 
