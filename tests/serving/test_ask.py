@@ -35,6 +35,7 @@ class Api(ThreadingHTTPServer):
             "/v1/chat/completions": (200, ANSWER),
         }
         self.bodies: list[Any] = []
+        self.keys: list[str | None] = []
 
     @property
     def url(self) -> str:
@@ -45,6 +46,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Api
 
     def do_GET(self) -> None:
+        self.server.keys.append(self.headers.get("authorization"))
         status, value = self.server.said[self.path]
         body = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(status)
@@ -189,3 +191,10 @@ def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
         monkeypatch.delenv(name, raising=False)
     assert run(str(image), "?", "--url", api.url) == 0
     assert capsys.readouterr().out == "red\n"
+
+
+def test_a_key_comes_from_the_environment(api: Api, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FOVEA_API_KEY", raising=False)
+    assert run(str(image), "?", "--url", api.url) == 0 and api.keys == [None, None]
+    monkeypatch.setenv("FOVEA_API_KEY", "fovea_x")
+    assert run(str(image), "?", "--url", api.url) == 0 and api.keys[2:] == ["Bearer fovea_x"] * 2

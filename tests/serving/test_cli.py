@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import base64
 import io
 import json
 import shlex
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from PIL import Image
 
 from models.support.errors import UsageError
 from serving import cli
+from serving.keys import make_key
+from serving.keys_sqlite import SqliteKeys
 from serving.stack import Stack
 
 GOOD = "models:\n  - {name: a, source: org/a}\n"
@@ -85,3 +89,22 @@ def test_events(capsys: pytest.CaptureFixture[str]) -> None:
     cli.Events(as_json=False).say("ready")
     told = capsys.readouterr()
     assert told.out == "" and told.err.endswith("s] ready\n")
+
+
+def test_a_stack_with_keys_needs_some(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, keys = tmp_path / "stack.yaml", tmp_path / "keys.db"
+    path.write_text(f"{GOOD}identify: {{keys: {keys}, tenants: [{{name: acme}}]}}\nlisten: {{host: 0.0.0.0}}\n")
+    for _ in range(2):
+        with pytest.raises(UsageError) as caught:  # no file, then a file without a key
+            run(str(path), "--check")
+        assert caught.value.field == "identify.keys" and "fovea keys create --tenant acme" in str(caught.value.fix)
+        asyncio.run(SqliteKeys(str(keys)).put(make_key("acme")[1]))
+        with sqlite3.connect(keys) as database:
+            database.execute("DELETE FROM keys")
+    asyncio.run(SqliteKeys(str(keys)).put(make_key("acme")[1]))
+    assert run(str(path), "--check") == 0
+
+
+def test_the_pasted_command_takes_the_key_from_the_environment() -> None:
+    assert "$FOVEA_API_KEY" in cli.paste("http://x/v1", "m", key=True)
+    assert "FOVEA_API_KEY" not in cli.paste("http://x/v1", "m")

@@ -30,6 +30,7 @@ class Upstream:
         self.left = asyncio.Event()
         self.arrived = asyncio.Event()
         self.ready = 200
+        self.closed_to: tuple[str, ...] = ()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request)
@@ -37,6 +38,8 @@ class Upstream:
         self.arrived.set()
         _, model, *rest = request.path.split("/")
         path = "/" + "/".join(rest)
+        if path == "/v1/models" and model in self.closed_to and request.headers.get("authorization") != "Bearer k":
+            return web.json_response({"error": {"code": "no_key"}}, status=401)
         if path == "/v1/models":
             return web.json_response({"object": "list", "data": [{"id": model}]})
         if path in ("/health", "/ready"):
@@ -258,3 +261,18 @@ async def test_websockets_are_closed_and_lifespan_is_answered(front: Any) -> Non
 def test_where_the_models_are(host: str, base: str) -> None:
     listen = {"host": host, "port": 1, "public": True}
     assert Forward(Stack.model_validate({"models": [{"name": "a", "source": "x"}], "listen": listen})).base == base
+
+
+async def test_a_key_reaches_the_models_and_only_the_allowed_are_listed(front: Any, upstream: Upstream) -> None:
+    async def listed(*headers: tuple[bytes, bytes]) -> tuple[int, Any]:
+        answer = await call(front, scope_of("GET", "/v1/models", *headers))
+        return answer.status, json.loads(answer.body)
+
+    key = (b"authorization", b"Bearer k")
+    upstream.closed_to = ("b",)
+    assert [entry["id"] for entry in (await listed())[1]["data"]] == ["a"]
+    assert [entry["id"] for entry in (await listed(key))[1]["data"]] == ["a", "b"]
+    upstream.closed_to = ("a", "b")
+    assert await listed() == (401, {"error": {"code": "no_key"}})
+    await call(front, scope_of("POST", "/v1/x", JSON, (b"x-api-key", b"k2")), {"model": "a"})
+    assert upstream.requests[-1].headers["x-api-key"] == "k2"
