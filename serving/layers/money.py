@@ -14,7 +14,8 @@ from models.image_tokens import find_model, image_tokens
 from models.support.errors import UsageError
 from serving.errors import ApiError
 from serving.exchange import FORMS, Exchange, api_path, content_type, exchange_of
-from serving.layers.screen import CHAT, find_images
+from serving.found import find_images
+from serving.layers.screen import CHAT
 from serving.money import Money, usage_in
 
 if TYPE_CHECKING:
