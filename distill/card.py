@@ -16,6 +16,11 @@ from models.support.html import Axis, Page, Series, bars, details, line, table
 
 EXAMPLES = 6
 CLASSES = 20
+STOPPED = {
+    "budget": "the next answer could have passed the limit",
+    "marginal": "a dollar bought too little accuracy",
+    "interrupted": "it was interrupted",
+}
 _GRID = "display:grid;grid-template-columns:repeat(auto-fill,minmax(190px,1fr));gap:12px"
 _CARD = "border:1px solid var(--rule);border-radius:6px;background:var(--card);padding:8px;overflow-wrap:anywhere"
 _IMAGE = "width:100%;max-height:150px;object-fit:contain;image-rendering:auto;display:block"
@@ -94,7 +99,14 @@ def _funnel(page: Page, report: Mapping[str, Any]) -> None:
     page.add(table(["filter", "dropped", "left", "reasons"], rows, text_columns=(0, 3)))
     for one in report["filters"]:
         if one["notes"]:
-            page.text(f"{one['title']}: {json.dumps(one['notes'], ensure_ascii=False)}", note=True)
+            page.text(f"{one['title']}: {_note(one['notes'])}", note=True)
+
+
+def _note(notes: Mapping[str, Any]) -> str:
+    """Return what a filter says about itself as one line: `asked 26, bought 2; answers: usable 136, prose 14`."""
+    plain = ", ".join(f"{key} {value}" for key, value in notes.items() if not isinstance(value, dict))
+    nested = [f"{key}: {_note(value)}" for key, value in notes.items() if isinstance(value, dict) and value]
+    return "; ".join([plain, *nested] if plain else nested)
 
 
 def _balance(page: Page, report: Mapping[str, Any]) -> None:
@@ -147,10 +159,18 @@ def _rounds(page: Page, collected: Mapping[str, Any]) -> None:
         low=[r["accuracy"]["low"] for r in rounds],
         high=[r["accuracy"]["high"] for r in rounds],
     )
-    page.add(line([series], title="Accuracy over dollars", x=Axis("dollars spent on labels"), y=Axis("accuracy")))
+    page.add(
+        line(
+            [series],
+            title="Accuracy over dollars",
+            x=Axis("dollars spent on labels"),
+            y=Axis("accuracy", lowest=0, highest=1),
+        )
+    )
     back = collected["payback"]
     text = f"{back['queries']:,} queries" if back["queries"] is not None else f"not known: {back['note']}"
-    page.text(f"Stopped: {collected['stopped'] or 'all rows are labelled'}. Paid back after: {text}.")
+    why = STOPPED.get(collected["stopped"], "all rows are labelled")
+    page.text(f"Buying ended because {why}. Paid back after: {text}.")
 
 
 def _dropped(page: Page, work: Work, drops: Sequence[tuple[str, Drop]], report: Mapping[str, Any]) -> None:

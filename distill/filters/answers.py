@@ -37,7 +37,7 @@ async def human(rows: Sequence[Labelled], context: Context) -> list[Drop]:
     return drops
 
 
-@register("usable", "Usable answers: complete, in the schema, in the units")
+@register("usable", "Usable answers")
 async def usable(rows: Sequence[Labelled], context: Context) -> list[Drop]:
     """Mark each answer that fits not schema or units; drop rows without a usable one."""
     from jsonschema import Draft202012Validator
@@ -78,7 +78,7 @@ def _validate(one: Given, validator: Any, context: Context) -> None:
         one.problem, one.detail = "unsure", f"confidence {one.confidence:.2f} is below {least:.2f}"
 
 
-@register("agreement", "Agreement of samples and teachers")
+@register("agreement", "Agreement")
 async def agreement(rows: Sequence[Labelled], context: Context) -> list[Drop]:
     """Choose the answer that most say; drop rows on which too few agree."""
     settings, accept = context.recipe.filters.agreement, context.recipe.task.accept

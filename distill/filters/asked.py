@@ -63,7 +63,7 @@ async def _ask(
     return found
 
 
-@register("image_blind", "Answered without the picture", lambda recipe: recipe.filters.image_blind is not None)
+@register("image_blind", "Answered without image", lambda recipe: recipe.filters.image_blind is not None)
 async def image_blind(rows: Sequence[Labelled], context: Context) -> list[Drop]:
     """Drop rows whose answer every sample gives without seeing the picture.
 

@@ -12,7 +12,7 @@ from models.golden import ImageRef, normalize
 from models.golden.sets import unique_images
 
 
-@register("duplicates", "Duplicates, across splits by look")
+@register("duplicates", "Duplicates by look")
 async def duplicates(rows: Sequence[Labelled], context: Context) -> list[Drop]:
     """Drop the second row with the same picture and question, and rows whose picture looks like a held-out one.
 
@@ -34,7 +34,7 @@ async def duplicates(rows: Sequence[Labelled], context: Context) -> list[Drop]:
     return list(drops.values())
 
 
-@register("contamination", "Contamination with golden sets", lambda recipe: bool(recipe.filters.contamination))
+@register("contamination", "Golden sets", lambda recipe: bool(recipe.filters.contamination))
 async def contamination(rows: Sequence[Labelled], context: Context) -> list[Drop]:
     """Drop rows whose picture is in a golden set or looks like one that is."""
     drops: dict[str, Drop] = {}

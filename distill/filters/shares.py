@@ -45,7 +45,7 @@ def _common_size(sizes: Sequence[int], max_share: float) -> int | None:
     return None
 
 
-@register("synthetic", "Share of synthetic rows")
+@register("synthetic", "Synthetic share")
 async def synthetic(rows: Sequence[Labelled], context: Context) -> list[Drop]:
     """Drop synthetic training rows over `data.max_synthetic_share`: other filters may have taken real ones away."""
     share, seed = context.recipe.data.max_synthetic_share, context.recipe.seed
