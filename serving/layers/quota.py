@@ -25,7 +25,7 @@ from serving.exchange import FORMS, Exchange, api_path, content_type, exchange_o
 from serving.facts import FACTS
 from serving.layers.money import ANSWERS, Watch, _ask
 from serving.metrics import METRICS
-from serving.quota import Ask, Verdict, duration, month_of, open_quota
+from serving.quota import Ask, MemoryQuota, Verdict, duration, month_of, open_quota
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -64,6 +64,7 @@ class Quota:
         self.running: dict[str, Ask] = {}
         self.name, self.numbers = uuid.uuid4().hex[:12], count()
         self.closed_until = 0.0
+        self.month, self.month_began, self.month_ends = "", 0.0, 0.0
         self.tasks: set[asyncio.Task[None]] = set()
         self.renewal: asyncio.Task[None] | None = None
         self.limited = METRICS.limited if stack.metrics else None
@@ -145,10 +146,13 @@ class Quota:
         budget = None
         if limits.usd_per_month is not None and prompts:
             budget = (int(limits.usd_per_month * NANO), self.nano * prompts)
-        month, _ = month_of(dt.datetime.now(dt.UTC))
+        now = time.time()
+        if not self.month_began <= now < self.month_ends:
+            self.month, left = month_of(dt.datetime.now(dt.UTC))
+            self.month_began, self.month_ends = now, now + left
         lease = f"{self.name}-{next(self.numbers)}"
         rates = tuple(zip(most, costs, strict=True))
-        return Ask(tenant, rates, limits.concurrent, budget, lease, self.section.lease_s, month)
+        return Ask(tenant, rates, limits.concurrent, budget, lease, self.section.lease_s, self.month)
 
     async def _enter(self, ask: Ask, began: float, patience: float) -> tuple[Verdict | None, bool]:
         """Return the verdict that lets a request in, and whether it had to wait.
@@ -223,6 +227,9 @@ class Quota:
         elif watch.ended and watch.usage is not None:
             back = (0, reserved[1] - sum(watch.usage), reserved[2] - exchange.image_tokens)
         if ask.concurrent is None and not nano and not any(back):
+            return
+        if isinstance(self.store, MemoryQuota):
+            self.store.give_back(ask, back, nano)
             return
         task = asyncio.create_task(self._write(ask, back, nano))
         self.tasks.add(task)
