@@ -10,10 +10,12 @@ from typing import Any
 
 from loadtest.money_page import add_cost
 from loadtest.text_report import (
+    CLASS_HEAD,
     MONEY_HEAD,
     PERCENTS,
     STAR,
     cell,
+    class_rows,
     columns,
     conversations,
     dollars,
@@ -73,6 +75,9 @@ def render(data: dict[str, Any]) -> str:
     if data["errors_by_kind"]:
         rows = [[e["kind"], e["count"], " · ".join(e["examples"])] for e in data["errors_by_kind"]]
         page.add(table(["kind", "count", "first examples"], rows, (0, 2)))
+    if classes := class_rows(data):
+        page.section("Classes", "Each kind of traffic against its own SLO.")
+        page.add(figures_table(CLASS_HEAD, classes))
     for name, one in data.get("classes", {}).items():
         _class(page, name, one)
     _server(page, data)

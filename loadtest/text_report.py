@@ -135,6 +135,20 @@ def money_rows(data: dict[str, Any], most: int = 8) -> list[list[str]]:
     return rows
 
 
+def class_rows(data: dict[str, Any]) -> list[list[str]]:
+    """Return the table of traffic classes (none in a run with one class): each against its own SLO."""
+    rows = []
+    for name, one in data.get("classes", {}).items():
+        goodput = one.get("goodput")
+        met = cell(goodput["share"], percent) if goodput else "–"
+        p50, p95 = (cell(one["latency_ms"][p], interval=False) for p in ("p50", "p95"))
+        rows.append([name, f"{one['requests']:,}", f"{one['errors']:,}", p50, p95, met])
+    return rows
+
+
+CLASS_HEAD = ["class", "requests", "errors", "P50 ms", "P95 ms", "within its SLO"]
+
+
 def conversations(data: dict[str, Any]) -> list[str]:
     """Return what became of the conversations, a line for each class that held some."""
     found = [one["conversations"] for one in data["workload"] if one.get("conversations")]
@@ -161,6 +175,8 @@ def terminal(data: dict[str, Any]) -> str:
     if has_starred(data):
         parts.append(STAR)
     parts.append("")
+    if classes := class_rows(data):
+        parts += [columns(CLASS_HEAD, classes), ""]
     parts.append(
         f"throughput  {cell(data['throughput_rps'])} req/s, {number(data['tokens']['completion_per_s'])} tokens/s"
     )
@@ -196,6 +212,8 @@ def markdown(data: dict[str, Any]) -> str:
     parts.append(md_table(["ms (95 % interval)", *(label for _, label in PERCENTS)], time_rows(data)))
     if has_starred(data):
         parts.append(STAR.replace("*", "\\*", 1))
+    if classes := class_rows(data):
+        parts += ["", md_table(CLASS_HEAD, classes)]
     facts = [f"throughput {cell(data['throughput_rps'])} req/s"]
     if data["accuracy"]["n"]:
         facts.append(f"accuracy {cell(data['accuracy'], percent)}")

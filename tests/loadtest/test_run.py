@@ -272,3 +272,68 @@ def test_nothing_but_errors_fails_the_check(serve: Serve, prompts: str, capsys: 
     words = ["--url", server.url, "--model", "m", "--workload", prompts, "--concurrency", "1", "--requests", "2"]
     code, text, error = fovea(capsys, *words)
     assert code == 1 and "not one request succeeded" in error and "http_503" in text
+
+
+CLASSES = """
+classes:
+  - {name: interactive, workload: text, rate: 30, max_tokens: 5, slo: {latency_ms: 60000}}
+  - {name: batch, workload: text, concurrency: 2, max_tokens: 99, slo: {latency_ms: 1}}
+  - {name: nightly, workload: text, rate: 30, max_tokens: 7, begin_s: 0.5, end_s: 1}
+"""
+
+
+def test_classes_file(serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "classes.yaml", tmp_path / "out"
+    path.write_text(CLASSES)
+    words = ["--url", serve(Plan(first_s=0.005)).url, "--model", "m", "--duration", "1.5", "--max-slip-ms", "5000"]
+    code, text, _ = fovea(capsys, *words, "--classes", str(path), "--out", str(out))
+    assert code == 0
+    rows = {line.split()[0]: line for line in text.splitlines() if line.startswith(("interactive ", "batch "))}
+    assert " 100 % (" in rows["interactive"] and " 0 % (" in rows["batch"]
+    data = json.loads((out / "report.json").read_text())
+    nightly = [r for r in (out / "requests.csv").read_text().splitlines() if r.startswith("nightly,")]
+    assert len(nightly) == data["classes"]["nightly"]["requests"] > 5
+    assert all(0.5 <= float(row.split(",")[2]) < 1 for row in nightly)
+    assert "within its SLO" in (out / "report.md").read_text() and "Classes" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("classes: 5", "--classes: must be a list of traffic classes"),
+        ("[", "--classes: not YAML"),
+        ("- {name: a, workload: text}", "give exactly one of rate, concurrency and trace"),
+        ("- {name: a, workload: text, rate: 1, speed: 2}", "speed"),
+        ("- {name: a, workload: text, concurrency: 1, begin_s: 2}", "begin_s and end_s go with rate and trace"),
+        ("- {name: a, workload: text, rate: 1, begin_s: 2, end_s: 1}", "end_s must be after begin_s"),
+        ("[{name: a, workload: text, rate: 1}, {name: a, workload: text, rate: 1}]", "a name of its own"),
+        (None, "--classes: cannot read"),
+    ],
+)
+def test_broken_classes_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, says: str
+) -> None:
+    path = tmp_path / "classes.yaml"
+    if content is not None:
+        path.write_text(content)
+    words = ["--url", "http://127.0.0.1:9/v1", "--model", "m", "--duration", "1", "--classes", str(path)]
+    code, _, error = fovea(capsys, *words)
+    assert code == 2 and says in error and error.count("\n") == 1
+
+
+def test_replay_of_a_trace(serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Mooncake's columns: times in milliseconds, and lengths that the prompts and answers follow."""
+    path = tmp_path / "trace.jsonl"
+    rows = [{"timestamp": 100 * i, "input_length": 130, "output_length": 5, "hash_ids": []} for i in range(5)]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    server = serve()
+    words = ["--url", server.url, "--model", "m", "--max-slip-ms", "5000", "--no-check", "--out", str(tmp_path / "out")]
+    words += ["--workload", "trace", "--workload-option", f"path={path}", "--trace-scale", "2"]
+    code, text, _ = fovea(capsys, *words, "--trace", str(path))
+    assert code == 0 and "5 requests, 0 errors" in text and "at 2x" in text
+    assert {r["max_tokens"] for _, r in server.requests} == {5}
+    lines = (tmp_path / "out" / "requests.csv").read_text().splitlines()[1:]
+    assert [float(line.split(",")[2]) for line in lines] == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
+    # What this tool has recorded is a trace too.
+    code, text, _ = fovea(capsys, *words[:-6], "--workload", "text", "--trace", str(tmp_path / "out" / "requests.csv"))
+    assert code == 0 and "5 requests, 0 errors" in text
