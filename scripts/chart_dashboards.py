@@ -63,9 +63,7 @@ def mean(series: str, matcher: str) -> str:
 FAILED = f'({rate(f"""fovea_requests_total{{{API},status="5xx"}}""")} or vector(0))'
 ALL = rate(f"fovea_requests_total{{{API}}}")
 USD = rate(f"fovea_usd_total{{{WHO}}}")
-ANSWERED = rate(
-    f'fovea_requests_total{{{WHO},status="2xx",route=~"/v1/(chat/completions|completions|responses|messages|embeddings)"}}'
-)
+ANSWERED = rate(f"fovea_priced_answers_total{{{WHO}}}")
 ACCURACY = f"avg(fovea_golden_accuracy{{{WHO}}})"
 
 SERVICE = (
@@ -119,6 +117,12 @@ SERVICE = (
         ],
         "percentunit",
     ),
+    Panel("Answers kept: hits, misses", [("{{result}}", rate(f"fovea_recall_total{{{WHO}}}", "result"))], "reqps"),
+    Panel(
+        "Refused by tenants' limits",
+        [("{{tenant}}: {{limit}}", rate(f"fovea_limited_total{{{WHO}}}", "tenant, limit"))],
+        "reqps",
+    ),
     Panel("Preemptions", [("per second", rate(f"vllm:num_preemptions_total{{{ENGINE}}}"))]),
     Panel("Images", [("per second", rate(f"fovea_images_total{{{WHO}}}"))]),
     Panel(
@@ -170,6 +174,7 @@ MONEY = (
         "currencyUSD",
     ),
     Panel("Priced tokens", [("{{kind}}", rate(f"fovea_money_tokens_total{{{WHO}}}", "kind"))]),
+    Panel("Answers missing in the journal", [("{{model}}", rate(f"fovea_journal_lost_total{{{WHO}}}", "model"))]),
     Panel("Answers without a price", [("{{model}}", rate(f"fovea_unpriced_answers_total{{{WHO}}}", "model"))]),
 )
 

@@ -101,7 +101,15 @@ def _from_deb(pin: dict[str, Any], work: Path) -> Path:
     for command in ("apt-get", "dpkg-deb"):
         if shutil.which(command) is None:
             raise CheckFailed("is a Debian package, and this is not Debian", field=pin["deb"], value=command)
-    _run(["apt-get", "download", "-q", str(pin["deb"])], work)
+    download = ["apt-get", "download", "-q", str(pin["deb"])]
+    try:
+        _run(download, work)
+    except CheckFailed:  # no lists of packages yet: fetch some of our own, which needs no root
+        state = work / "apt"
+        (state / "lists" / "partial").mkdir(parents=True)
+        own = ["-o", f"Dir::State::Lists={state / 'lists'}", "-o", f"Dir::Cache={state}"]
+        _run(["apt-get", *own, "update", "-q"], work)
+        _run([*download[:2], *own, *download[2:]], work)
     (package,) = work.glob("*.deb")
     _run(["dpkg-deb", "-x", str(package), "out"], work)
     return work / "out" / str(pin["file"])

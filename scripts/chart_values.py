@@ -437,6 +437,10 @@ class Values(Closed):
     compileCache: Volume = Field(
         default_factory=lambda: Volume(size="10Gi"), description="vLLM's and torch's compiled kernels."
     )
+    dataVolume: Volume = Field(
+        default_factory=lambda: Volume(size="20Gi"),
+        description="Folder /data of every Ray pod, for files of the stack: `batches.folder`, `money.journal`.",
+    )
     secretEnv: list[SecretEnv] = Field(
         default_factory=list,
         description="Variables from Secrets. `$(NAME)` in a string of `stack` becomes the variable's value.",

@@ -34,15 +34,10 @@ from serving.runtime import free_port  # noqa: E402
 
 FOVEA = [sys.executable, str(ROOT / "fovea.py")]
 NAME = "fovea-qwen"
-STACK: dict[str, Any] = {
-    "models": [{"name": NAME, "source": "embedded:qwen2_5_vl", "max_model_len": 2048}],
-    "money": {
-        "usd_per_hour": "0.10",
-        "capacity_rps": 8,
-        "utilization": 0.4,
-        "against": ["gpt-4o-mini", "claude-haiku-4-5"],
-    },
-}
+MODELS = [{"name": NAME, "source": "embedded:qwen2_5_vl", "max_model_len": 2048}]
+TARIFF = {
+    "usd_per_hour": "0.10", "capacity_rps": 8, "utilization": 0.4, "against": ["gpt-4o-mini", "claude-haiku-4-5"],
+}  # fmt: skip
 INTERVAL_S = 2
 
 
@@ -72,15 +67,33 @@ class Processes:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def serve(processes: Processes, folder: Path) -> str:
+def stack_file(folder: Path) -> tuple[Path, dict[str, str]]:
+    """Write a stack with all of its sections that are measured; return it, and a key for each of its two tenants."""
+    tenants: list[dict[str, Any]] = [{"name": "demo"}, {"name": "small", "limits": {"requests_per_minute": 1}}]
+    stack = {
+        "models": MODELS,
+        "identify": {"keys": str(folder / "keys.db"), "tenants": tenants, "open_metrics": True},
+        "admit": {},
+        "recall": {},
+        "money": {**TARIFF, "journal": str(folder / "journal")},
+    }
+    path = folder / "stack.yaml"
+    path.write_text(yaml.safe_dump(stack))
+    keys = {}
+    for tenant in tenants:
+        made = _run([*FOVEA, "keys", "create", "--tenant", tenant["name"], "--stack", str(path), "--json"])
+        keys[tenant["name"]] = json.loads(made)["key"]
+    return path, keys
+
+
+def serve(processes: Processes, folder: Path, path: Path) -> str:
     """Start the stack and return its base URL when it is ready.
 
     Raises:
         CheckFailed: it ended before that.
     """
     port = free_port()
-    (folder / "stack.yaml").write_text(yaml.safe_dump(STACK))
-    command = [*FOVEA, "serve", str(folder / "stack.yaml"), "--port", str(port), "--json"]
+    command = [*FOVEA, "serve", str(path), "--port", str(port), "--json"]
     process = processes.start(command, folder / "serve.log", stdout=subprocess.PIPE)
     for line in process.stdout or ():
         if line.startswith("{") and json.loads(line).get("ready"):
@@ -93,7 +106,8 @@ def rules(folder: Path) -> Path:
     """Write the chart's rules for a stack called `demo` and return the file."""
     values = {
         "fullnameOverride": "demo",
-        "stack": {"models": STACK["models"], "money": STACK["money"]},
+        "stack": {"models": MODELS, "money": {**TARIFF, "journal": "/data/journal"}, "recall": {}},
+        "dataVolume": {"enabled": True},
         "workerGroups": [{"name": "cpu", "models": [NAME], "resources": {"limits": {"memory": "8Gi"}}}],
         "observability": {"rules": {"enabled": True}},
         "evaluation": {"enabled": True, "pushgateway": "http://127.0.0.1:9091"},
@@ -149,62 +163,35 @@ def wait_for(url: str, timeout_s: float = 60) -> None:
     raise CheckFailed(f"does not answer after {timeout_s:g} s", field=url)
 
 
-def traffic(stack: str, push: str, folder: Path, questions: int, seconds: float, rate: float) -> None:
-    """A golden set with its figures pushed, a load test, a broken request, and an answer without pictures."""
-    run = [
-        *FOVEA,
-        "models",
-        "evaluate",
-        f"{stack}/v1",
-        "--model",
-        NAME,
-        "--golden",
-        "easy-vqa",
-        "--limit",
-        str(questions),
-    ]
-    _run([*run, "--concurrency", "4", "--out", str(folder / "evaluation")])
+def traffic(stack: str, push: str, folder: Path, keys: dict[str, str], args: argparse.Namespace) -> None:
+    """A golden set with its figures pushed; requests that are wrong, too many or the same; a load test."""
+    environment = {**os.environ, "OPENAI_API_KEY": keys["demo"]}
+    run = [*FOVEA, "models", "evaluate", f"{stack}/v1", "--model", NAME, "--golden", "easy-vqa", "--concurrency", "4"]
+    _run([*run, "--limit", str(args.questions), "--out", str(folder / "evaluation")], environment)
     report = folder / "evaluation" / "report.json"
     _run([sys.executable, str(ROOT / "helm/fovea/files/push.py"), str(report), push, "demo", NAME, "easy-vqa"])
-    broken = {
-        "model": NAME,
-        "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,x"}}]}],
-    }
+    broken = [{"type": "image_url", "image_url": {"url": "data:,x"}}]
     for _ in range(5):
-        httpx.post(f"{stack}/v1/chat/completions", json=broken, timeout=60)
+        for tenant, content in (("demo", broken), ("demo", "the same"), ("small", "too often")):
+            body = {
+                "model": NAME,
+                "messages": [{"role": "user", "content": content}],
+                "max_tokens": 4,
+                "temperature": 0,
+            }
+            headers = {"authorization": f"Bearer {keys[tenant]}"}
+            httpx.post(f"{stack}/v1/chat/completions", json=body, headers=headers, timeout=60)
         time.sleep(INTERVAL_S)
-    load = [
-        *FOVEA,
-        "loadtest",
-        "run",
-        "--url",
-        f"{stack}/v1",
-        "--model",
-        NAME,
-        "--rate",
-        str(rate),
-        "--max-tokens",
-        "8",
-    ]
-    _run(
-        [
-            *load,
-            "--duration",
-            str(seconds),
-            "--no-cache-bust",
-            "--max-slip-ms",
-            "2000",
-            "--quiet",
-            "--out",
-            str(folder / "load"),
-        ]
-    )
+    load = [*FOVEA, "loadtest", "run", "--url", f"{stack}/v1", "--model", NAME, "--rate", str(args.rate), "--quiet"]
+    load += ["--max-tokens", "8", "--duration", str(args.seconds), "--no-cache-bust", "--max-slip-ms", "2000"]
+    _run([*load, "--api-key-env", "OPENAI_API_KEY", "--out", str(folder / "load")], environment)
 
 
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _run(command: list[str], environment: dict[str, str] | None = None) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise CheckFailed(f"`{' '.join(command[1:5])} ...` failed: {(done.stderr or done.stdout).strip()[-300:]}")
+    return done.stdout
 
 
 def ask(url: str, query: str) -> list[dict[str, Any]]:
@@ -271,12 +258,13 @@ def grafana(processes: Processes, folder: Path, url: str) -> str | None:
 def observe(args: argparse.Namespace, folder: Path, processes: Processes) -> int:
     """Run it all; return the exit code."""
     print("starting the stack, Prometheus and a Pushgateway", flush=True)
-    stack = serve(processes, folder)
+    path, keys = stack_file(folder)
+    stack = serve(processes, folder, path)
     url, push = prometheus(processes, folder, stack)
     print(
         f"traffic: {args.questions} golden questions, then {args.rate:g} requests/s for {args.seconds:g} s", flush=True
     )
-    traffic(stack, push, folder, args.questions, args.seconds, args.rate)
+    traffic(stack, push, folder, keys, args)
     time.sleep(2 * INTERVAL_S)
     found = check(url)
     empty = [row for row in found if not row[3]]
@@ -288,7 +276,7 @@ def observe(args: argparse.Namespace, folder: Path, processes: Processes) -> int
     print(f"{len(loaded)} rules, firing: {', '.join(firing) or 'none'}")
     if args.check:
         return 1 if empty else 0
-    print(f"\nstack      {stack}/v1\nPrometheus {url}")
+    print(f"\nstack      {stack}/v1, with the key {keys['demo']}\nPrometheus {url}")
     shown = grafana(processes, folder, url)
     print(f"Grafana    {shown}/dashboards" if shown else "Grafana    is not installed here: no dashboards to look at")
     print("Ctrl-C ends it all", flush=True)
@@ -303,7 +291,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--check", action="store_true", help="end after the queries; exit code 1 when one has no answer"
     )
-    parser.add_argument("--questions", type=int, default=100)
+    parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--rate", type=float, default=3)
     args = parser.parse_args(argv)

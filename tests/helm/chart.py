@@ -29,8 +29,10 @@ EVERYTHING: dict[str, Any] = {
             {"name": "one", "source": "embedded:qwen2_5_vl"},
             {"name": "two", "source": "Qwen/Qwen2.5-VL-3B-Instruct", "gpus": 1, "replicas": 2},
         ],
-        "money": {"usd_per_hour": "0.5", "capacity_rps": 4},
+        "money": {"usd_per_hour": "0.5", "capacity_rps": 4, "journal": "/data/journal"},
+        "recall": {},
     },
+    "dataVolume": {"enabled": True},
     "workerGroups": [
         {"name": "cpu", "models": ["one"], "resources": {"limits": {"memory": "4Gi", "cpu": "1"}}},
         {

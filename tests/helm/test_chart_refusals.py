@@ -140,6 +140,12 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["stack.identify.keys", '"keys.db"', "valkey"],
     ),
     "counters in one replica": (change({"stack": {"admit": {}}}), ["stack.admit.store", '"memory"', "the stack has 3"]),
+    "kept answers in a file": (
+        change({"stack": {"recall": {"store": "answers.db"}}}),
+        ["stack.recall.store", "memory"],
+    ),
+    "batches nowhere": (change({"stack": {"batches": {}}}), ["stack.batches.folder", '"batches"', "/data/"]),
+    "journal without volume": (change({"dataVolume": {"enabled": False}}), ["stack.money.journal", "dataVolume"]),
     "valkey without password": (change({"valkey": {"password": {"name": ""}}}), ["valkey.password.name", "missing"]),
     "autoscaling bounds": (
         {

@@ -18,6 +18,8 @@ VALUES = merged(EVERYTHING, {"fullnameOverride": "s"})
 REQUESTS = 'fovea_requests_total{stack="s",model="one",route="/v1/chat/completions",status="%s"}'
 SECONDS = 'fovea_request_seconds_bucket{stack="s",model="one",route="/v1/chat/completions",le="%s"}'
 ENGINE = 'vllm:%s{stack="s",model_name="one",replica="%s"}'
+ERRORS = 'fovea_errors_total{stack="s",model="one",route="/v1/chat/completions",kind="%s"}'
+LOST = 'fovea_journal_lost_total{stack="s",model="one"}'
 USD = 'fovea_usd_total{stack="s",model="one",tenant="shop"}'
 GOLDEN = 'fovea_golden_%s{stack="s",model="one",golden="easy-vqa",pod="%s"}'
 STARTED = 'process_start_time_seconds{stack="s",replica="%s"}'
@@ -84,6 +86,10 @@ CASES: list[tuple[str, str, dict[str, str], str, int]] = [
         "25m",
         0,
     ),
+    ("FoveaStoreGone", "the key store is gone", {ERRORS % "keys_unavailable": "0x5 0+10x20"}, "20m", 1),
+    ("FoveaStoreGone", "other errors", {ERRORS % "bad_key": "0+10x30"}, "20m", 0),
+    ("FoveaJournalLost", "a full disk", {LOST: "0x10 0+5x20"}, "20m", 1),
+    ("FoveaJournalLost", "none", {LOST: "0x40"}, "20m", 0),
     ("FoveaQueuePressure", "20 wait", {ENGINE % ("num_requests_waiting", r): "20x40" for r in "ab"}, "30m", 1),
     (
         "FoveaQueuePressure",
@@ -217,7 +223,7 @@ def test_rules_are_for_what_the_stack_has() -> None:
     """No money section and no evaluation: no alerts about them."""
     values = merged(VALUES, {"stack": {"money": None}, "evaluation": {"enabled": False}})
     text = yaml.safe_dump(one(render(values), "PrometheusRule"))
-    assert "fovea_usd" not in text and "golden" not in text and "fovea_requests_total" in text
+    assert "fovea_usd" not in text and "golden" not in text and "journal" not in text and "fovea_requests_total" in text
 
 
 def test_every_dashboard_query_parses(tmp_path: Path) -> None:

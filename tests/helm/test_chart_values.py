@@ -48,6 +48,7 @@ OTHER: dict[str, dict[str, Any]] = {
         "download.endpoint": "https://mirror", **{f"download.{key}": value for key, value in RESOURCES.items()},
     },
     "compileCache": VOLUME,
+    "dataVolume": VOLUME,
     "ingress": {
         "enabled": False, "className": "other", "host": "other.example.com", "tlsSecret": "other",
         "controller": "other", "annotations": {"a": "b"}, "timeoutSeconds": 7,

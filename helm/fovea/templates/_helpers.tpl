@@ -125,6 +125,9 @@ capabilities: {drop: [ALL]}
 - {name: shm, mountPath: /dev/shm}
 - {name: models, mountPath: /models}
 - {name: compiled, mountPath: /compiled}
+{{- if .Values.dataVolume.enabled }}
+- {name: data, mountPath: /data}
+{{- end }}
 {{- range $i, $one := .Values.secretMounts }}
 - {name: secret-{{ $i }}, mountPath: {{ $one.path }}, readOnly: true}
 {{- end }}
@@ -140,6 +143,10 @@ capabilities: {drop: [ALL]}
   {{- include "fovea.volume" (dict "root" .root "volume" .root.Values.modelCache "name" "models") | nindent 2 }}
 - name: compiled
   {{- include "fovea.volume" (dict "root" .root "volume" .root.Values.compileCache "name" "compiled") | nindent 2 }}
+{{- if .root.Values.dataVolume.enabled }}
+- name: data
+  {{- include "fovea.volume" (dict "root" .root "volume" .root.Values.dataVolume "name" "data") | nindent 2 }}
+{{- end }}
 {{- range $i, $one := .root.Values.secretMounts }}
 - name: secret-{{ $i }}
   secret: {secretName: {{ $one.secret }}, defaultMode: 0440}

@@ -64,6 +64,12 @@ groups:
             "expr" "sum by (model) (rate(fovea_errors_total{STACK,kind=\"overloaded\"}[5m])) / (sum by (model) (rate(fovea_requests_total{STACK}[5m])) > 0) > 0.01"
             "for" "5m"
             "text" "{{ $labels.model }}: {{ $value | humanizePercentage }} of the requests are refused because too many are running") | nindent 6 }}
+      {{- if or .Values.stack.identify (kindIs "map" .Values.stack.admit) (kindIs "map" .Values.stack.recall) }}
+      {{- include "fovea.alert" (dict "root" . "name" "FoveaStoreGone" "runbook" "store" "severity" "critical"
+            "expr" "sum by (model, kind) (rate(fovea_errors_total{STACK,kind=~\"keys_unavailable|limits_unavailable|store_down\"}[5m])) > 0"
+            "for" "2m"
+            "text" "{{ $labels.model }}: requests fail because a store does not answer ({{ $labels.kind }})") | nindent 6 }}
+      {{- end }}
   - name: fovea-engine
     rules:
       {{- include "fovea.alert" (dict "root" . "name" "FoveaQueuePressure" "runbook" "queue" "severity" "warning"
@@ -85,6 +91,12 @@ groups:
             "expr" "sum by (model) (rate(fovea_unpriced_answers_total{STACK}[1h])) > 0.05 * sum by (model) (rate(fovea_requests_total{STACK,status=\"2xx\"}[1h]))"
             "for" "1h"
             "text" "{{ $labels.model }}: one answer in twenty, or more, has no price") | nindent 6 }}
+      {{- if .Values.stack.money.journal }}
+      {{- include "fovea.alert" (dict "root" . "name" "FoveaJournalLost" "runbook" "spend" "severity" "critical"
+            "expr" "sum by (model) (increase(fovea_journal_lost_total{STACK}[15m])) > 0"
+            "for" "1m"
+            "text" "{{ $labels.model }}: {{ $value | humanize }} answers are missing in the journal that bills are made from") | nindent 6 }}
+      {{- end }}
   {{- end }}
   {{- if .Values.evaluation.enabled }}
   - name: fovea-quality

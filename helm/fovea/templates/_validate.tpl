@@ -228,6 +228,20 @@
     {{- fail (printf "stack.admit.store: %q is one replica's own, and the stack has %d; write valkey://HOST:PORT/DB (`valkey.enabled` runs one)" ($admit.store | default "memory") (int $replicas)) -}}
   {{- end -}}
 {{- end -}}
+{{- if kindIs "map" .Values.stack.recall -}}
+  {{- $store := .Values.stack.recall.store | default "memory" -}}
+  {{- if not (or (eq $store "memory") (regexMatch $valkey $store)) -}}
+    {{- fail (printf "stack.recall.store: %q is a file, and each pod has its own; write memory or valkey://HOST:PORT/DB" $store) -}}
+  {{- end -}}
+{{- end -}}
+{{- $files := dict -}}
+{{- if kindIs "map" .Values.stack.batches -}}{{- $_ := set $files "stack.batches.folder" (.Values.stack.batches.folder | default "batches") -}}{{- end -}}
+{{- with .Values.stack.money -}}{{- with .journal -}}{{- $_ := set $files "stack.money.journal" . -}}{{- end -}}{{- end -}}
+{{- range $field, $path := $files -}}
+  {{- if not (and $.Values.dataVolume.enabled (hasPrefix "/data/" $path)) -}}
+    {{- fail (printf "%s: %q would be lost with its pod, or cannot be written at all; enable dataVolume and name a path in /data/" $field $path) -}}
+  {{- end -}}
+{{- end -}}
 {{- if and .Values.valkey.enabled (not .Values.valkey.password.name) -}}
   {{- fail "valkey.password.name: is missing; name the Secret with its password" -}}
 {{- end -}}
