@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from distill.recipe.ask import Budget, Prompts, Teacher
 from distill.recipe.filters import Filters, Unit
 from distill.recipe.parts import Name, Section, Share
+from distill.recipe.student import Student
 from models.golden import RULES
 
 
@@ -83,6 +84,7 @@ class Recipe(Section):
     prompts: Prompts = Field(default_factory=Prompts, description="Jinja files.")
     budget: Budget = Field(description="What may be spent.")
     filters: Filters = Field(default_factory=Filters, description="What is dropped before training.")
+    student: Student | None = Field(None, description="Who learns; collecting and filtering do not need it.")
 
     @model_validator(mode="after")
     def _coherent(self) -> Recipe:

@@ -72,6 +72,8 @@ def test_a_typo_names_the_field_and_the_closest_name(path: str, value: Any, fiel
         ("budget.max_usd", "much", "not a decimal number"),
         ("data.max_synthetic_share", 1.5, "less than or equal to 1"),
         ("name", "../x", "letters, digits"),
+        ("student.model", "qwen2.5-vl-3", "unknown model; did you mean"),
+        ("student.model", "whisper-large-v3", "it takes no pictures"),
         ("teachers", [], "at least 1"),
         ("teachers", [{"name": "a", "model": "m"}] * 2, "two teachers are called 'a'"),
         ("filters.agreement", {"min_teachers": 2}, "there are 1 teachers"),
