@@ -120,6 +120,7 @@ class Runner:
         if batch.status == "in_progress":
             await self.call(lambda: store.become(batch.id, "finalizing"))
         output = batch.output or await self.call(lambda: store.write_results(batch, failed=False))
+        await self.call(lambda: store.change(batch.id, output=output))  # not written again, should this process die
         errors = batch.errors or await self.call(lambda: store.write_results(batch, failed=True))
         last = "cancelled" if cancelled else "expired" if expired else "completed"
         await self.call(lambda: store.become(batch.id, last, output=output, errors=errors))
