@@ -567,6 +567,13 @@ def test_purging_needs_to_be_allowed() -> None:
     asyncio.run(scenario())
 
 
+async def test_a_purge_that_would_miss_other_replicas_is_refused() -> None:
+    house = House({"replicas": 2})
+    answer = await call(house.app, scope_of("POST", "/fovea/cache/purge", JSON), {"all": True})
+    assert answer.status == 409 and answer.error["code"] == "not_shared"
+    await house.close()
+
+
 # bounds and failures
 
 
