@@ -157,10 +157,6 @@ def raw_server(reply: bytes, close: bool = False) -> Iterator[str]:
 class _Wire(asyncio.Transport):
     """A transport that goes nowhere."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.connection: Connection | None = None
-
     def write(self, data: bytes | bytearray | memoryview) -> None:
         return
 
