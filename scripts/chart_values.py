@@ -421,6 +421,12 @@ class Values(Closed):
     stack: Stack = Field(description="The stack file: what is served and how (docs/serving.md).")
     head: Head = Field(default_factory=Head, description="Head pod.")
     workerGroups: list[WorkerGroup] = Field(min_length=1, description="Pods that run the models.")
+    frontReplicas: int = Field(
+        2,
+        ge=1,
+        le=100,
+        description="Replicas of the front (`/v1` of several models); each takes one Ray CPU of a group.",
+    )
     nodeAutoscaling: NodeAutoscaling = Field(default_factory=NodeAutoscaling, description="Ray's autoscaler.")
     proxy: Proxy = Field(default_factory=Proxy, description="HAProxy.")
     probes: Probes = Field(default_factory=Probes, description="Probes.")
