@@ -21,7 +21,8 @@ from models.catalog.load import load_catalog
 from models.fit import GIB, SCHEMES, kv_bytes, load_gpus, weight_bytes
 from models.support.files import atomic_write
 from scripts.chart_dashboards import dashboards
-from scripts.chart_values import Quantity, Values
+from scripts.chart_values import Values
+from scripts.chart_values_pods import Quantity
 from serving.stack import Stack
 
 ROOT = Path(__file__).resolve().parent.parent
