@@ -59,8 +59,8 @@ def render(data: dict[str, Any]) -> str:
     if has_starred(data):
         page.text(STAR, note=True)
     page.add(over_time(data), rates_over_time(data))
-    page.add(distribution({"end to end": data["curves"]["latency"], "first token": data["curves"]["ttft"]}), tail(data))
-    page.add(against_load(data))
+    curves = {"end to end": data["curves"]["latency"], "first token": data["curves"]["ttft"]}
+    page.add(distribution(curves), tail(data), against_load(data))
     for text in conversations(data):
         page.text(f"Conversations: {text}; each turn carried the server's own answers.")
     _money(page, data)

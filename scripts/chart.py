@@ -21,7 +21,8 @@ from models.catalog.load import load_catalog
 from models.fit import GIB, SCHEMES, kv_bytes, load_gpus, weight_bytes
 from models.support.files import atomic_write
 from scripts.chart_dashboards import dashboards
-from scripts.chart_values import Quantity, Values
+from scripts.chart_values import Values
+from scripts.chart_values_pods import Quantity
 from serving.stack import Stack
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,38 +105,37 @@ def kind(annotation: Any) -> str:
     return names.get(annotation, "section")
 
 
-def rows(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """Yield (path, type, default, meaning) of every value below a model."""
+def rows(model: type[BaseModel], prefix: str = "", given: Any = None) -> Iterator[tuple[str, str, str, str]]:
+    """Yield (path, type, default, meaning) of every value below a model.
+
+    Args:
+        given: what values.yaml has there; a value that is not in it has the model's own default.
+    """
     for name, field in model.model_fields.items():
-        path = prefix + (field.alias or name)
-        annotation = field.annotation
+        key = field.alias or name
+        path, text, annotation = prefix + key, field.description or "", field.annotation
         inner = get_args(annotation)[0] if get_origin(annotation) is list else annotation
-        text = field.description or ""
+        here = given.get(key) if isinstance(given, dict) else None
         if annotation is Stack:
             yield path, "stack file", "see values.yaml", text
         elif isinstance(inner, type) and issubclass(inner, BaseModel):
             many = inner is not annotation
             if many:
-                yield path, "list", "[]" if not field.is_required() else "see values.yaml", text
-            yield from rows(inner, f"{path}[]." if many else f"{path}.")
+                yield path, "list", "see values.yaml" if here else "`[]`", text
+            yield from rows(inner, f"{path}[]." if many else f"{path}.", None if many else here)
+        elif here is None and field.is_required():
+            yield path, kind(annotation), "required", text
         else:
-            default = (
-                "required"
-                if field.is_required()
-                else f"`{json.dumps(field.get_default(call_default_factory=True), default=_plain)}`"
-            )
-            yield path, kind(annotation), default, text
-
-
-def _plain(value: Any) -> Any:
-    return value.model_dump(exclude_defaults=True) if isinstance(value, BaseModel) else str(value)
+            default = field.get_default(call_default_factory=True) if here is None else here
+            yield path, kind(annotation), f"`{json.dumps(default)}`", text
 
 
 def readme() -> str:
     """Return the chart's README: its head by hand, the values from the models."""
     head = (ROOT / "helm" / "README.head.md").read_text()
+    given = yaml.safe_load((CHART / "values.yaml").read_text())
     lines = ["| value | type | default | meaning |", "|---|---|---|---|"]
-    lines += [f"| `{path}` | {kind} | {default} | {text} |" for path, kind, default, text in rows(Values)]
+    lines += [f"| `{path}` | {kind} | {default} | {text} |" for path, kind, default, text in rows(Values, "", given)]
     return (
         head
         + "\n## Values\n\nA value that is not listed here fails `helm install` with its name.\n\n"

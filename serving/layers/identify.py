@@ -134,6 +134,7 @@ class Ring:
         self.version: int | None = None
         self.asked = self.good = float("-inf")
         self.failing = False
+        self._again: asyncio.Task[None] | None = None
         self._one = asyncio.Lock()
 
     async def refresh(self) -> None:
@@ -159,9 +160,9 @@ class Ring:
             what = "is not one of this stack's" if text else "is missing: send `Authorization: Bearer KEY`"
             raise ApiError(401, f"The API key {what}.", kind="bad_key" if text else "no_key", headers=ASK)
         await self._fresh()
-        if self.failing and time.monotonic() - self.good > self.section.stale_s:
-            raise ApiError(503, "The keys cannot be checked at the moment.", kind="keys_unavailable", retry_after=5)
         key = self.keys.get(parts[0])
+        if self.failing and (key is None or time.monotonic() - self.good > self.section.stale_s):
+            raise ApiError(503, "The keys cannot be checked at the moment.", kind="keys_unavailable", retry_after=5)
         if key is None and time.monotonic() - self.asked > min(1.0, self.section.refresh_s):
             await self._fresh(force=True)  # made a moment ago, perhaps
             key = self.keys.get(parts[0])
@@ -178,14 +179,24 @@ class Ring:
         return Identity(tenant, key.id, key.role, key.lane)
 
     async def _fresh(self, force: bool = False) -> None:
-        if not force and time.monotonic() - self.asked < self.section.refresh_s:
+        """Look for changes when it is time; nobody waits for a store that is known to be gone."""
+        now = time.monotonic()
+        if not force and now - self.asked < self.section.refresh_s:
             return
+        if self.failing and now - self.good <= self.section.stale_s:
+            if self._again is None or self._again.done():
+                self._again = asyncio.create_task(self._try())
+            return
+        if self._one.locked() and not force and now - self.good < 2 * self.section.refresh_s:
+            return  # somebody is looking, and what is known is not old
         async with self._one:
-            if not force and time.monotonic() - self.asked < self.section.refresh_s:
-                return  # somebody else has done it while we waited
-            try:
-                await self.refresh()
-                self.failing = False
-            except StoreDown as error:
-                self.failing = True
-                logger.warning("the key store does not answer: %s", error)
+            if force or time.monotonic() - self.asked >= self.section.refresh_s:
+                await self._try()
+
+    async def _try(self) -> None:
+        try:
+            await self.refresh()
+            self.failing = False
+        except StoreDown as error:
+            self.failing = True
+            logger.warning("the key store does not answer: %s", error)

@@ -161,6 +161,11 @@ class Recall:
     async def _purge(self, exchange: Exchange, send: Send) -> None:
         if exchange.identity is None and not self.local:
             raise ApiError(403, "This needs a key of a role that may operate.", kind="role_not_allowed")
+        if self.section.store == "memory" and self.model.replicas > 1:
+            text = (
+                "Each replica keeps its own answers here; name a file or a server as `recall.store` to purge them all."
+            )
+            raise ApiError(409, text, kind="not_shared")
         asked = exchange.json()
         scopes = [f"{name}:{asked[name]}" for name in SCOPES if isinstance(asked.get(name), str)]
         if asked.get("all") is True:

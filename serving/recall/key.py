@@ -104,6 +104,13 @@ def may_be_kept(body: dict[str, Any], path: str, sampled: bool, default_temperat
 
 def is_whole(path: str, content_type: bytes, body: bytes) -> bool:
     """Whether an answer is one to keep: ended by itself, neither truncated, refused, calling tools, nor an error."""
+    try:
+        return _is_whole(path, content_type, body)
+    except (AttributeError, KeyError, TypeError):
+        return False  # of a shape that nobody here has heard of
+
+
+def _is_whole(path: str, content_type: bytes, body: bytes) -> bool:
     if content_type.startswith(b"text/event-stream"):
         events = [part.partition(b"data:")[2].strip() for part in body.split(b"\n\n") if b"data:" in part]
         return _stream_is_whole(path, events)

@@ -274,3 +274,26 @@ def test_notes_are_right_for_the_profile(case: str) -> None:
 def test_rendering_needs_no_cluster_and_says_nothing_else() -> None:
     done = template({}, "cpu")
     assert done.returncode == 0 and done.stderr == ""
+
+
+def test_the_documented_commands_and_values_render() -> None:
+    text = (ROOT / "docs" / "helm.md").read_text()
+    commands = [line.split() for line in text.splitlines() if line.startswith("helm ") and " install " in line]
+    ours = [words for words in commands if "helm/fovea" in words]
+    assert len(ours) == 2
+    for words in ours:
+        rest = [word.replace("helm/fovea", str(CHART)) for word in words[words.index("install") + 1 :]]
+        done = helm("template", *rest)
+        assert done.returncode == 0, done.stderr
+    snippets = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert snippets
+    for snippet in snippets:
+        assert render(yaml.safe_load(snippet))
+
+
+def test_the_stack_file_in_the_head_is_the_values_section() -> None:
+    """`fovea keys --stack /chart/stack.yaml` works on what is served."""
+    data = one(manifests("everything"), "ConfigMap", "-files")["data"]
+    assert yaml.safe_load(data["stack.yaml"]) == merged(EVERYTHING["stack"], {"listen": {"port": 8000}})
+    head = pods(manifests("everything"))["RayService/x-fovea/head"]["spec"]
+    assert {"name": "chart", "mountPath": "/chart", "readOnly": True} in head["containers"][0]["volumeMounts"]

@@ -22,7 +22,10 @@ VOLUME = {
 }
 RESOURCES = {"resources.requests": {"cpu": "111m"}, "resources.limits": {"memory": "99Gi"}}
 OTHER: dict[str, dict[str, Any]] = {
-    "": {"nameOverride": "eyes", "fullnameOverride": "eyes", "offline": False, "preStopSeconds": 33},
+    "": {
+        "nameOverride": "eyes", "fullnameOverride": "eyes", "offline": False, "preStopSeconds": 33,
+        "frontReplicas": 3,
+    },
     "image": {
         "repository": "x/y", "tag": "z", "digest": "sha256:" + "0" * 64, "pullPolicy": "Always",
         "pullSecrets": ["other"],

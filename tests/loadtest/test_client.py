@@ -1,5 +1,6 @@
 """Every way in which a request can end is seen, named and timed."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -9,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from loadtest.client import Target, request_head
+from loadtest.apis import APIS, make_api
+from loadtest.client import Connection, Exchange, Kind, Target, request_head
 from loadtest.run import run_load
 from models.support.errors import UsageError
 from tests.loadtest.conftest import Addressed, At, config_for
@@ -148,6 +152,58 @@ def raw_server(reply: bytes, close: bool = False) -> Iterator[str]:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
         thread.join(5)
+
+
+class _Wire(asyncio.Transport):
+    """A transport that goes nowhere."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+    def abort(self) -> None:
+        return
+
+
+class _Ended:
+    """Takes note of every exchange that ends."""
+
+    keep_text = True
+
+    def __init__(self) -> None:
+        self.gaps: list[float] = []
+        self.ended: list[Exchange] = []
+
+    def on_done(self, connection: Connection, exchange: Exchange) -> None:
+        self.ended.append(exchange)
+
+
+HEADS = [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n"]
+HEADS += [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: text/event-stream\r\n\r\n"]
+PARTS = [b"5\r\n", b"data: ", b"[DONE]", b"\n\n", b"\r\n", b"0\r\n\r\n", b'{"choices":[]}', b"HTTP/1.1 100 C\r\n\r\n"]
+
+
+@pytest.mark.parametrize("api", list(APIS))
+@given(
+    head=st.sampled_from(HEADS),
+    parts=st.lists(st.one_of(st.sampled_from(PARTS), st.binary(max_size=12)), max_size=12),
+    cuts=st.integers(1, 9),
+)
+def test_any_bytes_end_the_request_exactly_once(api: str, head: bytes, parts: list[bytes], cuts: int) -> None:
+    """Whatever a server sends, in whatever segments, and then hangs up: one end, of a known kind, and no exception."""
+    owner = _Ended()
+    connection = Connection(owner, make_api(api))
+    connection.connection_made(_Wire())
+    exchange = Exchange(0, b"", 0.0)
+    connection.start(exchange)
+    data = head + b"".join(parts)
+    for at in range(0, len(data), cuts):
+        connection.data_received(data[at : at + cuts])
+    connection.connection_lost(None)
+    assert owner.ended == [exchange] and exchange.end > 0
+    assert isinstance(exchange.kind, Kind) and exchange.kind not in (Kind.CONNECT, Kind.TIMEOUT, Kind.UNFINISHED)
 
 
 @pytest.mark.parametrize(

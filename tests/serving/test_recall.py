@@ -216,6 +216,9 @@ NOT_KEPT: dict[str, Any] = {
     "no choices": {"choices": []},
     "no object": [],
     "one of two truncated": {"choices": [*chat()["choices"], *chat(finish_reason="length")["choices"]]},
+    "choices of another shape": {"choices": ["x"]},
+    "message of another shape": {"choices": [{"message": "x", "finish_reason": "stop"}]},
+    "stream of another shape": sse({"choices": [1]}, delta("a", "stop")),
     "stream truncated": sse(delta("a"), delta(reason="length")),
     "stream without end": sse(delta("a"), delta(reason="stop"), done=False),
     "stream with an error": sse(delta("a"), {"error": {"message": "x"}}, delta(reason="stop")),
@@ -562,6 +565,13 @@ def test_purging_needs_to_be_allowed() -> None:
         await stop_layers(app)
 
     asyncio.run(scenario())
+
+
+async def test_a_purge_that_would_miss_other_replicas_is_refused() -> None:
+    house = House({"replicas": 2})
+    answer = await call(house.app, scope_of("POST", "/fovea/cache/purge", JSON), {"all": True})
+    assert answer.status == 409 and answer.error["code"] == "not_shared"
+    await house.close()
 
 
 # bounds and failures

@@ -39,5 +39,8 @@ applications:
     args:
       stack:
         {{- toYaml $stack | nindent 8 }}
+    deployments:
+      - name: front
+        num_replicas: {{ .Values.frontReplicas }}
 {{- end }}
 {{- end }}

@@ -102,8 +102,8 @@
   {{- end -}}
   {{- include "fovea.validateNodes" (dict "root" $ "at" $at "group" $group "gpus" $gpus) -}}
 {{- end -}}
-{{- if and (gt (len .Values.stack.models) 1) (le $allCpus $allNeeded) -}}
-  {{- fail (printf "workerGroups: all pods have room for %d replicas (cpusForReplicas), which the models take, and the front needs one more; raise a group's cpusForReplicas" $allCpus) -}}
+{{- if and (gt (len .Values.stack.models) 1) (lt $allCpus (add $allNeeded .Values.frontReplicas | int)) -}}
+  {{- fail (printf "workerGroups: all pods have room for %d replicas (cpusForReplicas), the models take %d and the front %d; raise a group's cpusForReplicas" $allCpus $allNeeded (int .Values.frontReplicas)) -}}
 {{- end -}}
 {{- end }}
 
