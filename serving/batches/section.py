@@ -17,6 +17,7 @@ class Batches(Section):
         "batches", description="Where files, states and results are; one machine's replicas share it."
     )
     file_bytes: int = Field(200 * 2**20, ge=1024, description="Largest file, bytes.")
+    tenant_bytes: int = Field(10 * 2**30, ge=1024, description="Most bytes of one tenant's files, results included.")
     line_bytes: int = Field(32 * 2**20, ge=1024, description="Longest line, bytes; a longer one fails, the rest runs.")
     lines: int = Field(100_000, ge=1, description="Most lines of a batch.")
     inside: int = Field(32, ge=1, description="Lines of a batch that one replica asks at once.")

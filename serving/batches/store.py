@@ -121,6 +121,11 @@ class Store:
         """Return a tenant's files, newest first, those that come after one."""
         return [File(*row) for row in self._page("files", tenant, after, limit)]
 
+    def used(self, tenant: str) -> int:
+        """Return the bytes of a tenant's files."""
+        text = "SELECT coalesce(sum(bytes), 0) FROM files WHERE tenant = ?"
+        return int(self.database.execute(text, (tenant,)).fetchone()[0])
+
     def drop_file(self, file_id: str) -> None:
         """Forget a file and delete its content."""
         with self.database:

@@ -93,6 +93,9 @@ class BatchesApi:
         from starlette.exceptions import HTTPException
         from starlette.requests import Request
 
+        if await self.runner.call(lambda: self.store.used(exchange.tenant)) >= self.section.tenant_bytes:
+            text = f"The files have {self.section.tenant_bytes} bytes or more, the limit. Delete some."
+            raise ApiError(413, text, kind="too_many_files")
         request = Request(scope, self._bounded(receive))
         try:
             async with request.form(max_files=1, max_fields=8) as form:

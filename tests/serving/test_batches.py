@@ -285,6 +285,15 @@ async def test_wrong_files(house: House) -> None:
         await client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
 
 
+async def test_files_take_only_so_much(house: House) -> None:
+    house.layer.section.tenant_bytes = 3
+    first = await house.client().files.create(file=("a", b"{} \n"), purpose="batch")
+    with pytest.raises(openai.APIStatusError, match="Delete some"):
+        await house.client().files.create(file=("a", b"{}"), purpose="batch")
+    await house.client().files.delete(first.id)
+    assert (await house.client().files.create(file=("a", b"{}"), purpose="batch")).bytes == 2
+
+
 async def test_pages(house: House) -> None:
     client = house.client()
     ids = [(await client.files.create(file=("a", b"{}"), purpose="batch")).id for _ in range(7)]
