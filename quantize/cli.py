@@ -191,7 +191,7 @@ def _print_run(args: argparse.Namespace, manifest: dict[str, Any]) -> None:
     worst = f", relative error {min(errors):.4f} to {max(errors):.4f}" if errors else ""
     print(f"modules     {len(done)} quantized{worst}; {kept} linear modules kept, bit for bit", file=told)
     accepted = manifest["accepted"]
-    kernels = ", ".join(sorted(set(accepted["kernels"].values()))) or "16 bits"
+    kernels = ", ".join(sorted(set(accepted["kernels"].values()))) or "vLLM logged no kernel"
     print(f"served      {accepted['question']!r} -> {accepted['answer']!r} ({kernels})", file=told)
     print(f"took        {manifest['seconds']['total']:.0f} s", file=told)
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from models.support.errors import CheckFailed
 
 READY_S = 900.0
-_KERNEL = re.compile(r"Using (\w+) for (\w+)")
+_KERNEL = re.compile(r"(?:Using|Selected) (\w+Kernel\w*) for (\w+)")
 _LOADED = re.compile(r"Model loading took ([\d.]+) GiB")
 
 

@@ -149,7 +149,7 @@ def _speed(page: Page, report: Mapping[str, Any], sides: Mapping[str, Side]) -> 
     row("of it, the picture", [_picture(f) for f in figures])
     row("engine memory", [f"{f['memory_bytes'] / 2**30:.2f} GiB" for f in figures])
     row("checkpoint", [f"{f['bytes'] / 1e6:.2f} MB" for f in figures])
-    row("kernels", [", ".join(sorted(set(f["kernels"].values()))) or "16 bits" for f in figures])
+    row("kernels that vLLM logged", [", ".join(sorted(set(f["kernels"].values()))) or "none" for f in figures])
     if figures[0]["usd_per_query"] is not None:
         row("$ per 1,000 queries", [_usd(f["usd_per_query"], 1000) for f in figures])
         row("$ per 1,000 right answers", [_usd(f["usd_per_right_answer"], 1000) for f in figures])
