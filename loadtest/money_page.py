@@ -88,10 +88,23 @@ def _row(row: Mapping[str, Any], once: bool) -> list[str]:
     ]
 
 
+def tiles(part: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the four prices as (name, dollars, what it is)."""
+    cost, right = part["cost"], part["usd_per_right_answer"]
+    between = f"{usd(right['low'])} to {usd(right['high'])}"
+    return [
+        ("a query", usd(cost["usd_per_query"]), "the whole path"),
+        ("1,000 queries", usd(cost["usd_per_1k"]), "the whole path"),
+        ("a right answer", usd(right["value"]), between),
+        ("a month", usd(cost["usd_per_month"]), f"{cost['queries_per_month']:,} queries"),
+    ]
+
+
 def add_cost(page: Page, part: Mapping[str, Any], *, headline: bool = True) -> None:
     """Append the sentence with its assumptions, the plots and the table."""
     if headline:
         page.verdict("ok", part["sentence"], assumed(part))
+    page.tiles(tiles(part))
     rows = [[LABELS.get(a["name"], a["name"]), a["value"], a["source"]] for a in part["assumptions"]]
     page.add(details("Every assumption, and where it is from", table(["assumption", "value", "from"], rows, (0, 1, 2))))
     parts = [(p["name"], float(p["usd_per_month"])) for p in part["cost"]["parts"]]
@@ -195,7 +208,7 @@ def assumed(part: Mapping[str, Any]) -> str:
 
 def terminal(part: Mapping[str, Any], most: int = 12) -> str:
     """Return the cost part for a terminal: what was measured, and `most` models of the price book at the most."""
-    lines = [part["sentence"], ""]
+    lines = [part["sentence"], "", "   ".join(f"{name} {dollars}" for name, dollars, _ in tiles(part)), ""]
     bill = [[p["name"], usd(p["usd_per_month"]), p["how"]] for p in part["cost"]["parts"]]
     bill.append(["total", usd(part["cost"]["usd_per_month"]), ""])
     width = max(len(row[0]) for row in bill)

@@ -195,6 +195,7 @@ def test_command_writes_json_and_page(
     assert not re.search(r"https?://(?!www\.w3\.org)", page.split("</style>")[1].split("<table")[0])
     assert main([*files(forecast)]) == 0
     text = capsys.readouterr().out
+    assert re.search(r"a query \$\S+   1,000 queries \$\S+   a right answer \$\S+   a month \$", text)
     assert text.count("priced, not measured") > 10 and "assumptions:" in text and "2027-01" in text
 
 
