@@ -15,12 +15,13 @@ from loadtest.gpus import SCOPE, Gpus, NoGpu
 PERIOD_S = 1.0
 
 # Metric name -> (what it is called in the report, unit, kind).  A counter is shown as its rate; a histogram as mean of
-# its values.  Names are vLLM's and this project's; others are ignored.
+# its values; each summed over all label sets, that is, over the replicas.  A share is that of the fullest replica.
+# Names are vLLM's; others are ignored.
 WATCHED = {
     "vllm:num_requests_running": ("running requests (batch size)", "", "gauge"),
     "vllm:num_requests_waiting": ("waiting requests (queue)", "", "gauge"),
-    "vllm:kv_cache_usage_perc": ("KV cache in use", "share", "gauge"),
-    "vllm:gpu_cache_usage_perc": ("KV cache in use", "share", "gauge"),
+    "vllm:kv_cache_usage_perc": ("KV cache in use", "share", "share"),
+    "vllm:gpu_cache_usage_perc": ("KV cache in use", "share", "share"),
     "vllm:prefix_cache_hits": ("prefix cache hits", "tokens/s", "counter"),
     "vllm:prefix_cache_queries": ("prefix cache queries", "tokens/s", "counter"),
     "vllm:mm_cache_hits": ("image cache hits", "1/s", "counter"),
@@ -36,9 +37,9 @@ WATCHED = {
 }
 
 
-def parse_metrics(text: str) -> dict[str, float]:
-    """Return the sum over all label sets of each sample in Prometheus text format; lines that are none are skipped."""
-    sums: dict[str, float] = {}
+def parse_metrics(text: str) -> dict[str, list[float]]:
+    """Return each metric's values, one for each label set, from Prometheus text; lines that are none are skipped."""
+    found: dict[str, list[float]] = {}
     for line in text.splitlines():
         if not line or line[0] == "#":
             continue
@@ -53,8 +54,8 @@ def parse_metrics(text: str) -> dict[str, float]:
         except (IndexError, ValueError):
             continue
         if math.isfinite(number):
-            sums[name.strip()] = sums.get(name.strip(), 0.0) + number
-    return sums
+            found.setdefault(name.strip(), []).append(number)
+    return found
 
 
 @dataclass
@@ -135,18 +136,19 @@ class Telemetry:
     def _scrape(self, url: str) -> None:
         try:
             with urllib.request.urlopen(url, timeout=5) as reply:
-                now = parse_metrics(reply.read(8 << 20).decode("utf-8", "replace"))
+                found = parse_metrics(reply.read(8 << 20).decode("utf-8", "replace"))
         except (OSError, ValueError) as error:  # unreachable, not HTTP, not a URL
             self._problem(f"{url}: {error}")
             return
+        now = {name: sum(values) for name, values in found.items()}
         before, at = self._last.get(url), time.monotonic()
         passed = at - self._at.get(url, at - PERIOD_S)
         self._at[url] = at
         self._first.setdefault(url, now)
         self._last[url] = now
         for metric, (name, unit, kind) in WATCHED.items():
-            if kind == "gauge" and metric in now:
-                self._add(name, unit, now[metric])
+            if kind in ("gauge", "share") and metric in now:
+                self._add(name, unit, now[metric] if kind == "gauge" else max(found[metric]))
             elif kind == "counter" and before is not None:
                 total = metric if metric in now else metric + "_total"
                 if total in now and total in before:

@@ -21,7 +21,8 @@ PAGE = """# HELP vllm:num_requests_running Number of requests.
 # TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{engine="0",model_name="a}b"} 3.0
 vllm:num_requests_running{engine="1",model_name="m"} 1.0 1700000000
-vllm:kv_cache_usage_perc 0.25
+vllm:kv_cache_usage_perc{engine="0"} 0.25
+vllm:kv_cache_usage_perc{engine="1"} 0.125
 vllm:prompt_tokens_total{engine="0"} %d
 vllm:request_queue_time_seconds_sum %d
 vllm:request_queue_time_seconds_count %d
@@ -30,16 +31,16 @@ other NaN
 """
 
 
-def test_samples_are_summed_over_labels() -> None:
+def test_every_label_set_is_a_value() -> None:
     found = parse_metrics(PAGE % (5, 1, 2))
-    assert found["vllm:num_requests_running"] == 4
-    assert found["vllm:kv_cache_usage_perc"] == 0.25
+    assert found["vllm:num_requests_running"] == [3, 1]
+    assert found["vllm:kv_cache_usage_perc"] == [0.25, 0.125]
     assert "other" not in found
 
 
 @given(st.text(max_size=200))
 def test_any_text_is_survived(text: str) -> None:
-    assert all(isinstance(v, float) for v in parse_metrics(text).values())
+    assert all(isinstance(v, float) for values in parse_metrics(text).values() for v in values)
 
 
 @contextmanager
@@ -76,7 +77,7 @@ def test_metrics_stand_in_the_report(serve: Callable[..., Server], prompts: str)
         data = run_load(config).data
     rows = {row["name"]: row for row in data["server"]["rows"]}
     assert rows["running requests (batch size)"]["mean"] == 4
-    assert rows["KV cache in use"]["max"] == 0.25
+    assert rows["KV cache in use"]["max"] == 0.25  # of the fullest replica, not of all together
     # 100 more per scrape, about one scrape a second and one at the end
     assert rows["prompt tokens"]["mean"] > 50
     assert rows["time in the queue"]["mean"] == pytest.approx(1.5)
