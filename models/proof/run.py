@@ -117,6 +117,8 @@ def markdown(result: dict[str, Any]) -> str:
         if row["result"] == "ran":
             tokens = f", {row['image_tokens']:,} tokens of the picture" if row["image_tokens"] else ""
             told = f"ran on CPU, vLLM {vllm}, {day}: {row['asked']}{tokens}"
+        elif row["result"] == "not run":
+            told = f"not run: {row['reason']}"
         else:
             alone = "; its language model answered text alone" if row.get("text_alone") else ""
             told = f"configuration checked, not run: `{row['reason']}`{alone}"

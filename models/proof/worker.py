@@ -178,7 +178,7 @@ def reason(error: BaseException, folder: Path) -> str:
     for noise in (" Supported architectures", " The available parameters", " (Could this error", "\nModel type should"):
         told = told.partition(noise)[0]
     told = told.removeprefix("Value error, ").replace(str(folder), "the checkpoint")
-    return f"{type(error).__name__}: {told}"[:300]
+    return f"{type(error).__name__}: {told}"[:300].rstrip()
 
 
 def main(folder: Path, names: list[str]) -> int:
