@@ -36,7 +36,7 @@ def publish(
     registry = open_registry(store)
     manifest = artifact.read_manifest(candidate)
     old = _known(registry, name, parent) or registry.register(
-        parent, name, by=by, note="16-bit parent of a quantized version"
+        parent, name, by=by, family=manifest["family"], note="16-bit parent of a quantized version"
     )
     _attach(registry, old, artifact.files_of(parent), report["sides"]["parent"], by)
     calibration = manifest["calibration"]
@@ -44,6 +44,7 @@ def publish(
         candidate,
         name,
         by=by,
+        family=manifest["family"],
         parent=old.ref,
         recipe={k: manifest[k] for k in ("scheme", "method", "group", "recipe", "seed", "versions")},
         data={calibration["set"]: calibration["digest"]} if calibration else {},

@@ -119,14 +119,19 @@ def family_of(config: dict[str, Any], where: str) -> tuple[str, Family]:
         raise UsageError(f"is quantized already ({method})", field="model", value=where, fix="name the 16-bit parent")
     names = config.get("architectures") or []
     architecture = str(names[0]) if names else "none"
-    known: dict[str, Family] = {}
+    known: dict[str, list[Family]] = {}
     for family in load_catalog().families:
         if family.quantize is not None:
-            known.setdefault(family.engine.architecture, family)
+            known.setdefault(family.engine.architecture, []).append(family)
     if architecture not in known:
         fix = f"known: {', '.join(sorted(known))}; others need a `quantize` section in models/catalog"
         raise UsageError("no quantization scope for this architecture", field="model", value=architecture, fix=fix)
-    return architecture, known[architecture]
+    text = config.get("text_config") or config
+    size = (text.get("hidden_size"), text.get("num_hidden_layers"))
+    # several families may share an architecture: the one with a checkpoint of this size, or else the published one
+    fitting = [f for f in known[architecture] if any((v.decoder.hidden, v.decoder.layers) == size for v in f.variants)]
+    published = [f for f in known[architecture] if f.role != "embedded"]
+    return architecture, (fitting or published or known[architecture])[0]
 
 
 def is_linear(name: str, info: TensorInfo) -> bool:
