@@ -41,6 +41,7 @@ def made(tmp_path: Path) -> dict[str, Any]:
         "scheme": "w8a8",
         "method": "gptq",
         "group": None,
+        "family": "qwen2.5-vl",
         "recipe": {},
         "seed": 0,
     }

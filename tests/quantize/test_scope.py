@@ -44,6 +44,14 @@ def test_names_of_every_generation_are_one() -> None:
     assert short_name("vision_tower.vision_model.encoder.layers.0.x") == "vision_tower.encoder.layers.0.x"
 
 
+def test_families_that_share_an_architecture_are_told_apart_by_size() -> None:
+    config = {"architectures": ["Qwen2_5_VLForConditionalGeneration"]}
+    small = {"text_config": {"hidden_size": 192, "num_hidden_layers": 4}}
+    assert family_of(config | small, "x")[1].family == "qwen2-5-vl-embedded"
+    assert family_of(config | {"hidden_size": 3584, "num_hidden_layers": 28}, "x")[1].family == "qwen2.5-vl"
+    assert family_of(config | {"hidden_size": 7, "num_hidden_layers": 1}, "x")[1].family == "qwen2.5-vl"
+
+
 def test_modules_of_the_vision_tower_share_names_and_are_left_out() -> None:
     _, family = family_of({"architectures": ["Qwen2_5_VLForConditionalGeneration"]}, "x")
     modules: dict[str, tuple[int, ...]] = {f"model.layers.0.{leaf}": (64, 64) for leaf in LEAVES + MLP}
