@@ -28,8 +28,9 @@ from models.golden import GoldenItem
 from models.support.errors import CheckFailed, FoveaError
 from models.support.files import write_json
 from quantize import artifact
+from quantize.cli import interruptible
 from quantize.decode import tokens_per_second
-from quantize.engine import EngineSettings, free_port, served
+from quantize.engine import EngineSettings, end_with_parent, free_port, served
 from quantize.gate import GateSettings, distinct_pictures, run_gate
 from quantize.hardware import find_machine
 from quantize.run import RunSettings, quantize
@@ -71,7 +72,7 @@ def stack(folder: Path, log: Path) -> Iterator[str]:
     with log.open("w") as errors:
         process = subprocess.Popen(
             words, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, "HF_HUB_OFFLINE": "1"}, preexec_fn=end_with_parent,
         )  # fmt: skip
         ready = threading.Event()
 
@@ -257,8 +258,12 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    interruptible()
     try:
         sys.exit(main())
     except FoveaError as error:
         print(f"make bench-quantize: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("make bench-quantize: interrupted; the same command continues", file=sys.stderr)
+        sys.exit(130)

@@ -112,7 +112,7 @@ def _add_schemes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", help="only this machine: here, cpu, H100, 9.0")
 
 
-def _interruptible() -> None:
+def interruptible() -> None:
     """Let SIGTERM end the work as Ctrl-C does, so that nothing half-written stays."""
 
     def stop(number: int, frame: object) -> None:
@@ -138,7 +138,7 @@ def _run(args: argparse.Namespace) -> int:
     from models.support.errors import UsageError
     from quantize.run import RunSettings, quantize
 
-    _interruptible()
+    interruptible()
     for name in ("report", "register"):
         if args.golden is None and getattr(args, name) is not None:
             raise UsageError("is the gate's", field=name, value=str(getattr(args, name)), fix="give --golden too")
@@ -264,14 +264,14 @@ def print_gate(report: dict[str, Any], out: Path) -> None:
 
 
 def _gate(args: argparse.Namespace) -> int:
-    _interruptible()
+    interruptible()
     return _decide(args, args.model, args.candidate, args.out, None)
 
 
 def _ladder(args: argparse.Namespace) -> int:
     from quantize.ladder import climb, parse_rungs, print_ladder
 
-    _interruptible()
+    interruptible()
     result = climb(args, parse_rungs(args.rungs, args.target), _engine(args), _say(args))
     if args.json:
         print(json.dumps(result, indent=2))

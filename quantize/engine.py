@@ -5,6 +5,7 @@ Both sides of a comparison get the same engine, the same arguments and the same 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -83,6 +84,12 @@ def command(model: Path, name: str, port: int, settings: EngineSettings) -> list
     return [*words, *settings.arguments]
 
 
+def end_with_parent() -> None:
+    """Have the kernel send SIGTERM to this (new) process when its parent is gone, even if that was killed: Linux."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
 def free_port() -> int:
     """Return a port on loopback that nothing listens on."""
     with socket.socket() as probe:
@@ -115,6 +122,7 @@ def served(model: Path, name: str, log: Path, settings: EngineSettings | None = 
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
+            preexec_fn=end_with_parent,
         )
         try:
             wait_ready(process, port, log)

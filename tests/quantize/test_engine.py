@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from models.support.errors import CheckFailed
@@ -133,3 +135,23 @@ def test_acceptance(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     accepting(monkeypatch, server, " ", 40)
     with pytest.raises(CheckFailed, match="loads but answers nothing"):
         accept(tmp_path, tmp_path / "log", None, None, EngineSettings())
+
+
+def test_the_engine_ends_when_whoever_served_it_is_killed(tmp_path: Path) -> None:
+    code = """
+import subprocess, sys, time
+from quantize.engine import end_with_parent
+child = subprocess.Popen(["sleep", "600"], preexec_fn=end_with_parent, start_new_session=True)
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+    root = Path(__file__).resolve().parents[2]
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=root)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the engine outlived its parent"
+        time.sleep(0.05)
