@@ -4,6 +4,10 @@ Runs with the same seed send the same prompts at the same times, so request k of
 other.  Both runs are cut into the same consecutive blocks, and blocks are drawn with replacement, the same ones from
 both (a paired moving-block bootstrap, Künsch 1989): what both runs share (a hard prompt, a burst of arrivals)
 cancels out, and what hangs together in time stays together.  Runs that do not match are bootstrapped apart.
+
+What differs from one turn to the next (a neighbour on the machine, a cache that fills) is not in a bootstrap within the
+turns.  When both servers were loaded in turns, the interval is therefore at least as wide as Student's t of the
+differences of the single rounds makes it.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from loadtest.capacity import measured
 from loadtest.client import Kind
 from loadtest.measure import durations
 from loadtest.report import Report
-from loadtest.stats import needed_n
+from loadtest.stats import needed_n, student
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -110,9 +114,10 @@ def compare(
     """
     first, second = by_request(measured(a)), by_request(measured(b))
     pair = paired(first, second, (a, b))
+    rounds = (round_of(a, first), round_of(b, second))
     rows = []
     for metric in METRICS.values():
-        row = compare_values(metric, metric.columns(first), metric.columns(second), pair, seed)
+        row = compare_values(metric, metric.columns(first), metric.columns(second), pair, seed, rounds)
         if row is not None:
             rows.append(row)
     cost = compare_cost(a, b, usd)
@@ -129,7 +134,31 @@ def compare(
     }
 
 
-def compare_values(metric: Metric, a: Sample, b: Sample, pair: bool, seed: int) -> dict[str, Any] | None:
+Rounds = tuple["NDArray[np.int64]", "NDArray[np.int64]"]
+
+
+def round_of(report: Report, records: NDArray[np.void]) -> NDArray[np.int64]:
+    """Return the number of the round that each record is of, shape (n,); all 0 in a run without rounds."""
+    ends = report.data.get("rounds_end_s", [])[:-1]
+    return np.searchsorted(np.array(ends, dtype=np.float64), records["intended"], side="right").astype(np.int64)
+
+
+def between_rounds(metric: Metric, a: Sample, b: Sample, rounds: Rounds) -> float:
+    """Return half the width that the differences of the single rounds give an interval, 0 for fewer than two."""
+    count = min(int(numbers.max(initial=-1)) + 1 for numbers in rounds)
+    found = []
+    for number in range(count):
+        one, two = (v[(numbers == number) & np.isfinite(v)] for v, numbers in zip((a, b), rounds, strict=True))
+        if len(one) and len(two):
+            found.append(figure_of(metric, two) - figure_of(metric, one))
+    if len(found) < 2:
+        return 0.0
+    return student(len(found) - 1) * float(np.std(found, ddof=1)) / math.sqrt(len(found))
+
+
+def compare_values(
+    metric: Metric, a: Sample, b: Sample, pair: bool, seed: int, rounds: Rounds | None = None
+) -> dict[str, Any] | None:
     """Return one row of the comparison, or None when either run has no such values."""
     known = (a[np.isfinite(a)], b[np.isfinite(b)])
     sizes = [len(k) for k in known]
@@ -142,6 +171,9 @@ def compare_values(metric: Metric, a: Sample, b: Sample, pair: bool, seed: int) 
     draws = bootstrap(metric.q, a, b, pair, seed)
     low, high = (float(v) for v in np.quantile(draws, (0.025, 0.975)))
     difference = values[1] - values[0]
+    if rounds is not None:
+        half = between_rounds(metric, a, b, rounds)
+        low, high = min(low, difference - half), max(high, difference + half)
     row |= {"a": _short(values[0]), "b": _short(values[1])}
     row["difference"] = {"value": _short(difference), "low": _short(low), "high": _short(high), "n": min(sizes)}
     if values[0]:

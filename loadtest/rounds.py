@@ -22,7 +22,7 @@ def joined(reports: Sequence[Report]) -> Report:
     """
     if len(reports) == 1:
         return reports[0]
-    parts = []
+    parts, ends = [], []
     at = 0.0
     for report in reports:
         part = measured(report).copy()
@@ -31,11 +31,13 @@ def joined(reports: Sequence[Report]) -> Report:
             part[name] += shift
         parts.append(part)
         at += report.data["load"]["duration_s"]
+        ends.append(at)
     records = np.concatenate(parts)
     last = reports[-1].data
     data: dict[str, Any] = {**last, **figures(records, (0.0, at), Slo(), {})}
     data["load"] = {**last["load"], "warmup_s": 0.0, "cooldown_s": 0.0, "duration_s": at}
     data["seed"] = reports[0].data["seed"]
+    data["rounds_end_s"] = ends
     data["valid"] = all(r.valid for r in reports)
     data["invalid_because"] = [text for r in reports for text in r.data["invalid_because"]]
     data["partial"] = any(r.partial for r in reports)
@@ -48,9 +50,9 @@ def joined(reports: Sequence[Report]) -> Report:
     query, rate = last["cost"]["usd_per_query"], data["throughput_rps"]
     if query["value"] is not None and rate["value"]:
         hourly = query["value"] * last["throughput_rps"]["value"]
-        ends = {
+        prices = {
             k: None if not rate[v] else hourly / rate[v]
             for k, v in (("value", "value"), ("low", "high"), ("high", "low"))
         }
-        data["cost"] = {**last["cost"], "usd_per_query": {**ends, "n": rate["n"]}}
+        data["cost"] = {**last["cost"], "usd_per_query": {**prices, "n": rate["n"]}}
     return Report(data, records)

@@ -115,7 +115,7 @@ def _ratio(sums: NDArray[Any], sizes: NDArray[Any], share: float) -> float:
     ratio = float(np.square(sums - share * sizes).sum()) / (count - 1) / expected
     # The ratio is itself an estimate from `count` batches; it only counts once it is beyond what chance gives
     # independent values, and then with the wider limits of Student's t.
-    return ratio * (_student(count - 1) / Z) ** 2 if ratio > _chance(count) else 1.0
+    return ratio * (student(count - 1) / Z) ** 2 if ratio > _chance(count) else 1.0
 
 
 @cache
@@ -134,7 +134,8 @@ def _normal(confidence: float) -> float:
 
 
 @cache
-def _student(freedom: int) -> float:
+def student(freedom: int) -> float:
+    """Return the two-sided point of Student's t at the confidence of all figures."""
     from scipy.stats import t
 
     return float(t.ppf(0.5 + CONFIDENCE / 2, freedom))
@@ -200,11 +201,11 @@ def mean(values: NDArray[np.float64]) -> Figure:
     if n < 2:
         return Figure(None, None, None, n, "n too small")
     middle = float(values.mean())
-    half = _student(n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
+    half = student(n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
     for count in BATCHES:
         if n >= 2 * count:
             parts = np.array([part.mean() for part in np.array_split(values, count)])
-            half = max(half, _student(count - 1) * float(parts.std(ddof=1)) / math.sqrt(count))
+            half = max(half, student(count - 1) * float(parts.std(ddof=1)) / math.sqrt(count))
     return Figure(middle, middle - half, middle + half, n)
 
 
@@ -220,5 +221,5 @@ def rate(times: NDArray[np.float64], duration: float) -> Figure:
     value = n / duration
     count = min(BATCHES[-1], max(2, n // 4))
     counts, _ = np.histogram(times, bins=count, range=(0.0, duration))
-    half = _student(count - 1) * float(counts.std(ddof=1)) * math.sqrt(count) / duration
+    half = student(count - 1) * float(counts.std(ddof=1)) * math.sqrt(count) / duration
     return Figure(value, max(0.0, value - half), value + half, n)

@@ -43,6 +43,31 @@ def test_intervals_of_a_difference_hold_the_truth() -> None:
     assert told / 120 > 0.8  # pairing finds 1 ms in 20 although neighbours differ by 30 %
 
 
+def test_what_differs_between_rounds_is_no_difference_between_servers() -> None:
+    """Two equal servers in four turns each, on a machine whose speed changes by a quarter from one turn to the next."""
+    rng = np.random.default_rng(8)
+    rounds = np.repeat(np.arange(4), 200)
+    verdicts = {True: 0, False: 0}
+    for _ in range(150):
+        a, b = (rng.lognormal(3, 0.3, 800) * rng.lognormal(0, 0.25, 4)[rounds] for _ in range(2))
+        for aware in verdicts:
+            row = compare_values(METRICS["latency_p50"], a, b, True, 0, (rounds, rounds) if aware else None)
+            assert row is not None
+            verdicts[aware] += row["verdict"] != "cannot tell"
+    assert verdicts[True] / 150 <= 0.08
+    assert verdicts[False] / 150 > 0.3  # what a bootstrap within the turns would call a difference
+
+
+def test_a_difference_that_every_round_shows_is_told() -> None:
+    rng = np.random.default_rng(9)
+    rounds = np.repeat(np.arange(4), 200)
+    a = rng.lognormal(3, 0.3, 800)
+    row = compare_values(
+        METRICS["latency_p50"], a, a * 1.5 * rng.lognormal(0, 0.05, 4)[rounds], True, 0, (rounds, rounds)
+    )
+    assert row is not None and row["verdict"] == "worse"
+
+
 def test_equal_samples_are_rarely_told_apart() -> None:
     rng = np.random.default_rng(6)
     verdicts = [rows_of(rng.exponential(1, 800), rng.exponential(1, 800), pair=False)["verdict"] for _ in range(150)]
