@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from models.evaluation.context import versions
 from models.support.errors import UsageError
 from quantize import artifact
-from quantize.bench import summarize
+from quantize.bench import read_runs, summarize
 from quantize.engine import EngineSettings
 from quantize.ladder import Rung, climb, parse_rungs
 from quantize.run import check_method
@@ -111,6 +112,17 @@ def test_ratios_are_of_the_same_round() -> None:
     bf16, w8a8 = summarize(runs)
     assert (bf16["ratio"], bf16["tokens_per_s"]) == (1.0, 15)
     assert w8a8["ratio"] == 1.75 and w8a8["ratio_range"] == [1.5, 2.0]
+
+
+def test_what_was_measured_with_other_versions_is_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / "runs.json"
+    assert read_runs(path) == []
+    path.write_text(json.dumps({"versions": versions(), "runs": [{"name": "bf16"}]}))
+    assert read_runs(path) == [{"name": "bf16"}]
+    path.write_text(json.dumps({"versions": versions() | {"torch": "1"}, "runs": [{"name": "bf16"}]}))
+    assert read_runs(path) == []
+    path.write_text("[")
+    assert read_runs(path) == []
 
 
 def test_the_timed_checkpoint_has_the_shape_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
