@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,13 +132,25 @@ def parent_name(name: str, parents: dict[str, str], endings: tuple[str, ...]) ->
     return None
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, Any]]:
-    from safetensors import safe_open
+class Tensors(Mapping[str, Any]):
+    """The tensors of a checkpoint folder by name, each read when it is asked for: a large one is never held whole."""
 
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 (not a mapping)
-                yield name, file.get_tensor(name)
+    def __init__(self, folder: Path):
+        from safetensors import safe_open
+
+        self._files: dict[str, Any] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            file = safe_open(path, "pt").__enter__()
+            self._files |= dict.fromkeys(file.keys(), file)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._files[name].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
 
 
 def _prove(request: JobRequest, done: Done) -> Saved:
@@ -152,7 +164,7 @@ def _prove(request: JobRequest, done: Done) -> Saved:
     saved = Saved()
     expected = set(request.expected)
     before, after = read_headers(request.model), read_headers(request.staging)
-    old, new = dict(_tensors(request.model)), dict(_tensors(request.staging))
+    old, new = Tensors(request.model), Tensors(request.staging)
     parts = dict(request.kept)
     for name, tensor in new.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
@@ -197,7 +209,7 @@ def _prove(request: JobRequest, done: Done) -> Saved:
 
 
 def _quantized_line(
-    request: JobRequest, done: Done, short: str, module: str, parent: Any, new: dict[str, Any], group: dict[str, Any]
+    request: JobRequest, done: Done, short: str, module: str, parent: Any, new: Mapping[str, Any], group: dict[str, Any]
 ) -> tuple[ModuleLine, int]:
     """Return the line of one quantized module and the bytes it takes; checks the format of what is stored."""
     part = "vision" if short in set(request.forced) else "language"
@@ -218,7 +230,7 @@ def _quantized_line(
     return line, sum(t.size for t in group.values())
 
 
-def dequantize(request: JobRequest, module: str, tensors: dict[str, Any], shape: tuple[int, ...]) -> Any:
+def dequantize(request: JobRequest, module: str, tensors: Mapping[str, Any], shape: tuple[int, ...]) -> Any:
     """Return the float32 weight (outputs, inputs) that the stored tensors mean.
 
     INT4 is unpacked as compressed-tensors packs it (eight values in an int32, offset by 8), times a scale per group.
@@ -228,7 +240,7 @@ def dequantize(request: JobRequest, module: str, tensors: dict[str, Any], shape:
         from bitsandbytes.functional import QuantState, dequantize_4bit
 
         name = f"{module}.weight"
-        state = {n.removeprefix(f"{name}."): t for n, t in tensors.items() if n.startswith(f"{name}.")}
+        state = {n.removeprefix(f"{name}."): tensors[n] for n in tensors if n.startswith(f"{name}.")}
         return (
             dequantize_4bit(tensors[name], QuantState.from_dict(state, device=torch.device("cpu")))
             .float()
