@@ -70,7 +70,7 @@ def test_the_same_seed_sends_the_same_at_the_same_times(serve: Serve, prompts: s
         report = run_load(config_for(server, prompts, rate=40, requests=30, seed=7, check_model=False))
         runs.append(
             (
-                report.records["intended"].tolist(),
+                report.records["intended"].round(6).tolist(),
                 [r["messages"] for _, r in sorted(server.requests, key=lambda x: x[0])],
             )
         )
