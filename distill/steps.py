@@ -83,6 +83,8 @@ def _collected(report: dict[str, Any]) -> str:
     for name, one in report["teachers"].items():
         bad = ", ".join(f"{n} {problem}" for problem, n in one["unusable"].items())
         lines.append(f"  {name}: {one['answers']} answers, ${one['usd']}{f'; unusable: {bad}' if bad else ''}")
+    if report["batches_open"]:
+        lines.append(f"  batches that a vendor still has: {', '.join(report['batches_open'])}")
     if report["failed"]:
         lines.append(f"  {report['failed']} answers did not come; run it again to ask for them")
     reasons = {

@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from distill.answers import Said, parse_reply
+from distill.collect.buy_batches import buy_in_batches
 from distill.collect.journal import Journal
 from distill.collect.spend import LedgerLimit, Purchase, buying
 from distill.collect.teacher import OpenTeacher
@@ -39,11 +40,27 @@ class Question:
     def prompt_sha256(self) -> str:
         return prompt_digest(self.words)
 
+    def about(self) -> dict[str, Any]:
+        """Return what the journal says of the question."""
+        return {
+            "row": self.row,
+            "purpose": self.purpose,
+            "teacher": self.teacher.settings.name,
+            "vendor": self.teacher.vendor,
+            "prompt_sha256": self.prompt_sha256,
+            "sample": self.sample,
+        }
+
     def ask(self) -> Ask:
         """Return the request, with the picture read from disk."""
         settings, image = self.teacher.settings, self.image
         images = () if image is None else (ImagePart(image.read(), image.media_type, image.width, image.height),)
         return Ask(self.words.text, images, self.words.system, settings.max_tokens, settings.temperature)
+
+
+def now() -> str:
+    """Return the time in UTC, to the second."""
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
 
 
 def prompt_digest(words: Words) -> str:
@@ -71,6 +88,7 @@ class Buyer:
     """Buys questions that the journal does not answer yet.
 
     Attributes:
+        error: what ended the buying, raised when nothing is in flight any more.
         stopped: why it stopped before the end (`budget`, `interrupted`), or None.
         reply, answer_schema: how replies are read (`parse_reply`); set anew for other questions.
         known: answers wanted that were there before (set by the caller, for progress).
@@ -93,7 +111,7 @@ class Buyer:
         self._said = said
         self.stopped: str | None = None
         self.known = self.bought = self.dearer = 0
-        self._error: FoveaError | None = None
+        self.error: FoveaError | None = None
         self._settled = asyncio.Event()
 
     def stop(self) -> None:
@@ -109,13 +127,17 @@ class Buyer:
         """
         asked: set[str] = set()
         tasks: set[asyncio.Task[None]] = set()
+        for_batches: dict[str, list[Question]] = {}
         try:
             for one in questions:
-                if self.stopped or self._error:
+                if self.stopped or self.error:
                     break
                 if one.key in self.journal.answers or one.key in asked:
                     continue
                 asked.add(one.key)
+                if one.teacher.settings.batch is not None:
+                    for_batches.setdefault(one.teacher.settings.name, []).append(one)
+                    continue
                 await one.teacher.slots.acquire()
                 task = asyncio.create_task(self._one(one))
                 tasks.add(task)
@@ -125,23 +147,26 @@ class Buyer:
         finally:
             for task in tasks:  # only after an error of our own: answers in flight cannot be kept then
                 task.cancel()
-        if self._error is not None:
-            raise self._error
+        for group in for_batches.values():
+            if self.error is None and not self.stopped:
+                await buy_in_batches(self, group[0].teacher, group)
+        if self.error is not None:
+            raise self.error
 
     async def _one(self, one: Question) -> None:
         try:
             await self._purchase(one)
         except FoveaError as error:
-            self._error = self._error or error
+            self.error = self.error or error
         finally:
             one.teacher.slots.release()
             self._settled.set()
 
     async def _purchase(self, one: Question) -> None:
         ask = one.ask()
-        while not self.stopped and not self._error:
+        while not self.stopped and not self.error:
             await one.teacher.keep_pace(ask)
-            if self.stopped or self._error:
+            if self.stopped or self.error:
                 return
             purchase = Purchase(one.key)
             buying.set(purchase)
@@ -150,64 +175,58 @@ class Buyer:
                 reply = await one.teacher.provider.ask(ask)
             except SpendLimitReached:
                 if purchase.usd:  # an attempt may have been billed, and another could pass the limit
-                    self._failed(one, purchase, "SpendLimitReached", "no dollars left for another attempt", None)
+                    self.failed(one.about(), one.teacher, purchase, "no dollars left for another attempt")
                 elif self.spend.reserved:
                     await self._settled.wait()  # what is in flight may cost less than it reserved
                     continue
                 self.stopped = self.stopped or STOPPED_BUDGET
                 return
             except ProviderError as error:
-                self._failed(one, purchase, type(error).__name__, error.message, error.status)
+                self.failed(one.about(), one.teacher, purchase, error)
                 if isinstance(error, UsageError):
                     raise
-                self._judge(one, Said(problem="failed", detail=str(error)))
                 return
-            self._keep(one, purchase, reply)
+            self.keep(one.about(), one.teacher, purchase, reply)
             return
 
-    def _keep(self, one: Question, purchase: Purchase, reply: Reply) -> None:
-        settings = one.teacher.settings
-        record = self._about(one) | {
+    def keep(self, about: dict[str, Any], teacher: OpenTeacher, purchase: Purchase, reply: Reply) -> None:
+        """Write an answer into the journal, and look whether it can be used.  `about`: of `Question.about`."""
+        record = about | {
+            "at": now(),
             "model": reply.model,
             "text": reply.text,
             "finish_reason": reply.finish_reason,
             "usage": None if reply.usage is None else [reply.usage.input_tokens, reply.usage.output_tokens,
                                                        reply.usage.cached_tokens],
-            "price": one.teacher.price,
-            "licence": settings.licence.model_dump(),
+            "price": teacher.price,
+            "licence": teacher.settings.licence.model_dump(),
             "latency_ms": round(reply.latency_ms, 1),
             "attempts": reply.attempts,
         }  # fmt: skip
-        self.journal.answer(one.key, purchase.usd, record)
+        self.journal.answer(purchase.key, purchase.usd, record)
         self.bought += 1
         if reply.cost is not None and reply.cost.total > purchase.at_most:
             self.dearer += 1
-        self._judge(one, parse_reply(reply.text, reply.finish_reason, self.reply, self.answer_schema))
+        self._judge(teacher, about, parse_reply(reply.text, reply.finish_reason, self.reply, self.answer_schema))
 
-    def _failed(self, one: Question, purchase: Purchase, kind: str, message: str, status: int | None) -> None:
-        error = {"type": kind, "message": message, "status": status}
-        self.journal.failed(one.key, purchase.usd, self._about(one) | {"error": error})
-
-    def _about(self, one: Question) -> dict[str, Any]:
-        return {
-            "row": one.row,
-            "purpose": one.purpose,
-            "teacher": one.teacher.settings.name,
-            "vendor": one.teacher.vendor,
-            "at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            "prompt_sha256": one.prompt_sha256,
-            "sample": one.sample,
+    def failed(self, about: dict[str, Any], teacher: OpenTeacher, purchase: Purchase, error: FoveaError | str) -> None:
+        """Write into the journal that no answer came, and what it cost all the same."""
+        told = {
+            "type": type(error).__name__,
+            "message": error if isinstance(error, str) else error.message,
+            "status": getattr(error, "status", None),
         }
+        self.journal.failed(purchase.key, purchase.usd, about | {"at": now(), "error": told})
+        self._judge(teacher, about, Said(problem="failed", detail=str(error)))
 
-    def _judge(self, one: Question, said: Said) -> None:
+    def _judge(self, teacher: OpenTeacher, about: dict[str, Any], said: Said) -> None:
         """Count unusable answers; stop before more is paid for answers that nobody can use."""
-        teacher = one.teacher
         # without the picture "I cannot see it" is a fine answer; anywhere else it is money for nothing
-        fine = said.problem is None or (one.purpose == "blind" and said.problem != "failed")
+        fine = said.problem is None or (about["purpose"] == "blind" and said.problem != "failed")
         teacher.poor = 0 if fine else teacher.poor + 1
         self._said(self)
-        if teacher.poor >= self._give_up and self._error is None:
-            self._error = CheckFailed(
+        if teacher.poor >= self._give_up and self.error is None:
+            self.error = CheckFailed(
                 f"{teacher.poor} answers in a row are unusable; the last: {said.problem}: {said.detail or ''}"[:400],
                 field=f"teacher {teacher.settings.name}",
                 fix=f"{_FIXES.get(said.problem or '', 'look at its answers in the journal')}; "

@@ -4,6 +4,8 @@
     {"t": "answer", "key": ..., "usd": "0.0007", ...}   an answer and what it cost
     {"t": "failed", "key": ..., "usd": "0", ...}        no answer will come, and what was billed all the same
     {"t": "lost", "key": ..., "usd": "0.0012"}          a process was killed while it waited: counted in full
+    {"t": "batch", "id": ..., "teacher": ..., "asked": {key: ...}}   a vendor took a batch: its reservations stay
+    {"t": "batch_end", "id": ...}                       all that a batch will ever answer is above
 
 A process that is killed leaves reservations without an end.  The next one counts them in full, so that the limit holds
 whatever the vendor billed.  An answer in the journal is never asked for again; a line cut short by the kill is removed.
@@ -34,6 +36,7 @@ class Journal:
         answers: key -> the line of its answer.
         failures: key -> the line of its last failure, of those without an answer.
         spent: dollars of all answers, failures and losses.
+        batches: id -> line of the batches that a vendor still has.
         lost: dollars, of `spent`, of requests that were in flight when a process was killed.
     """
 
@@ -42,6 +45,7 @@ class Journal:
         self.answers: dict[str, dict[str, Any]] = {}
         self.failures: dict[str, dict[str, Any]] = {}
         self.spent = self.lost = Decimal(0)
+        self.batches: dict[str, dict[str, Any]] = {}
         self.full = False
         self._open: dict[str, Decimal] = {}
         try:
@@ -75,7 +79,32 @@ class Journal:
         if self.full:
             raise self._disk_full()
         self._append({"t": "reserve", "key": key, "usd": f"{usd:f}"})
-        self._open[key] = self._open.get(key, Decimal(0)) + usd
+        self._open[key] = self.pending_of(key) + usd
+
+    @property
+    def pending(self) -> Decimal:
+        """Dollars reserved for what is in flight."""
+        return sum(self._open.values(), Decimal(0))
+
+    def waits_for(self, key: str) -> bool:
+        """Return whether an answer to a question is on its way."""
+        return key in self._open
+
+    def pending_of(self, key: str) -> Decimal:
+        """Return the dollars reserved for one question; 0 when it is not in flight."""
+        return self._open.get(key, Decimal(0))
+
+    def batch(self, batch: str, teacher: str, asked: dict[str, dict[str, Any]]) -> None:
+        """Record that a vendor took a batch; `asked` says what each key was asked for."""
+        line = {"t": "batch", "id": batch, "teacher": teacher, "asked": asked}
+        self._append(line, paid=True)
+        self._apply(line)
+
+    def batch_end(self, batch: str) -> None:
+        """Record that every answer of a batch is in the journal."""
+        line = {"t": "batch_end", "id": batch}
+        self._append(line, paid=True)
+        self._apply(line)
 
     def answer(self, key: str, usd: Decimal, record: dict[str, Any]) -> None:
         """Record an answer and what all attempts at it cost.  On a full disk it goes where the ballast was."""
@@ -105,9 +134,8 @@ class Journal:
         for number, (start, raw) in enumerate(_lines_of(self.path), 1):
             try:
                 line = json.loads(raw)
-                usd = Decimal(line["usd"])
                 if line["t"] == "reserve":
-                    self._open[line["key"]] = self._open.get(line["key"], Decimal(0)) + usd
+                    self._open[line["key"]] = self.pending_of(line["key"]) + Decimal(line["usd"])
                 else:
                     self._apply(line)
             except (ValueError, KeyError, TypeError, ArithmeticError) as error:
@@ -117,12 +145,19 @@ class Journal:
             good = start + len(raw)
         if good < self.path.stat().st_size:  # cut while it was written
             os.ftruncate(self._handle, good)
-        for key, usd in list(self._open.items()):
+        waited_for = {key for line in self.batches.values() for key in line["asked"]}
+        for key, usd in [(k, u) for k, u in self._open.items() if k not in waited_for]:
             lost = {"t": "lost", "key": key, "usd": f"{usd:f}"}
             self._append(lost)
             self._apply(lost)
 
     def _apply(self, line: dict[str, Any]) -> None:
+        if line["t"] == "batch":
+            self.batches[line["id"]] = line
+            return
+        if line["t"] == "batch_end":
+            self.batches.pop(line["id"])
+            return
         key = line["key"]
         self._open.pop(key, None)
         usd = Decimal(line["usd"])

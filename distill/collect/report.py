@@ -74,6 +74,8 @@ def collect_report(
         "stopped": buyer.stopped,
         "spent_usd": f"{shop.spend.spent:f}",
         "lost_usd": f"{journal.lost:f}",
+        "batches_open": sorted(journal.batches),
+        "reserved_usd": f"{journal.pending:f}",
         "limit_usd": f"{shop.spend.limit_usd:f}",
         "dearer_than_estimated": buyer.dearer,
         "teachers": by_teacher,

@@ -31,6 +31,11 @@ class LedgerLimit(SpendLimit):
         super().__init__(limit_usd)
         self.journal = journal
         self.spent = journal.spent
+        self.reserved = journal.pending  # of batches that an earlier process handed over
+
+    def room_for(self, at_most: Decimal) -> bool:
+        """Return whether a request that can cost `at_most` fits into what is left."""
+        return self.spent + self.reserved + at_most <= self.limit_usd
 
     def reserve(self, at_most: Decimal) -> SpendLimit.Ticket:
         """Return a ticket for the running purchase.  Raises SpendLimitReached, or UsageError when the disk is full."""

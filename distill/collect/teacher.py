@@ -14,7 +14,7 @@ from distill.collect.pace import Pace
 from distill.recipe.ask import Teacher
 from models.image_tokens import image_tokens
 from models.prices import PriceBook, PriceRow, Usage
-from models.providers import Ask, Provider, SpendLimit, open_provider, vendor_of
+from models.providers import VENDORS, Ask, Provider, SpendLimit, open_provider, vendor_of
 from models.providers.base import CHARACTERS_PER_TOKEN
 from models.support.errors import UsageError
 
@@ -36,6 +36,7 @@ class OpenTeacher:
     requests: Pace
     tokens: Pace
     price: dict[str, str] | None
+    pause: Callable[[float], Awaitable[None]]
     slots: asyncio.Semaphore = field(init=False)
     poor: int = 0
 
@@ -79,8 +80,10 @@ def open_teacher(
         row = provider.price
         price = {"input": f"{row.input:f}", "output": f"{row.output:f}", "since": str(row.effective_from),
                  "source": row.source}  # fmt: skip
+        if teacher.batch is not None:
+            price["batch_factor"] = str(row.batch_factor)
     pace = (Pace(teacher.requests_per_minute, pause=pause), Pace(teacher.tokens_per_minute, pause=pause))
-    return OpenTeacher(teacher, provider, vendor, *pace, price)
+    return OpenTeacher(teacher, provider, vendor, *pace, price, pause)
 
 
 def _key(teacher: Teacher) -> str | None:
@@ -110,7 +113,24 @@ def _vendor(
         attempts=teacher.attempts,
         pause=pause,
     )
-    return provider, vendor
+    if teacher.batch is None:
+        return provider, vendor
+    from distill.collect.batches import BATCHES
+
+    if provider.price is None or provider.price.batch_factor is None:
+        raise UsageError(
+            "the price book has no batch price", field=f"teacher {teacher.name}: batch", value=teacher.model,
+            fix="leave batch out, or add batch_factor in a file named by budget.prices",
+        )  # fmt: skip
+    names = (teacher.api_key_env,) if teacher.api_key_env is not None else VENDORS[vendor].key_variables
+    batched = BATCHES[vendor](
+        provider.model,
+        api_key=next(os.environ[name] for name in names if os.environ.get(name)),
+        base_url=teacher.vendor_url,
+        timeout_s=teacher.timeout_s,
+        price=provider.price,
+    )
+    return batched, vendor
 
 
 def _self_hosted(

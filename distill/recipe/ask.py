@@ -28,6 +28,13 @@ class Licence(Section):
     terms: str = Field("", description="Where the terms stand, and when they were read.")
 
 
+class Batch(Section):
+    """The vendor's batch API: half the price, answers within 24 hours."""
+
+    size: int = Field(500, ge=1, le=50_000, description="Requests in a batch (fewer where pictures fill it).")
+    poll_s: float = Field(30.0, ge=0, description="Seconds between questions whether it is done.")
+
+
 class Teacher(Section):
     """A model that is asked: a vendor's, or any server that speaks OpenAI's API."""
 
@@ -58,6 +65,7 @@ class Teacher(Section):
     attempts: int = Field(
         4, ge=1, le=20, description="Requests per answer at most; only errors that may pass are retried."
     )
+    batch: Batch | None = Field(None, description="Ask through the vendor's batch API, at the batch price.")
     licence: Licence = Field(default_factory=Licence, description="Whether its answers may train a model.")
 
     @model_validator(mode="after")
@@ -66,6 +74,8 @@ class Teacher(Section):
             raise ValueError("price is for a self-hosted model (base_url); a vendor's price comes from the price book")
         if self.base_url is not None and self.vendor_url is not None:
             raise ValueError("give base_url (self-hosted) or vendor_url (the vendor's API elsewhere), not both")
+        if self.batch is not None and self.base_url is not None:
+            raise ValueError("batch is for a vendor's batch API; leave it out for a self-hosted model")
         if self.samples > 1 and self.temperature == 0:
             raise ValueError("samples above 1 with temperature 0 buys one answer several times")
         if self.licence.training == "forbidden":
