@@ -56,6 +56,11 @@ class GateSettings:
     parent_out: Path | None = None
     engine: EngineSettings = field(default_factory=EngineSettings)
 
+    def __post_init__(self) -> None:
+        price = self.usd_per_hour
+        if price is not None and not 0 < price <= 1e6:
+            raise UsageError("must be dollars, above 0", field="usd-per-hour", value=price, fix="write it like 3.99")
+
 
 @dataclass(frozen=True)
 class Side:

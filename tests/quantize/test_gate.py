@@ -159,3 +159,9 @@ def test_another_parent_or_no_quantized_checkpoint_is_refused(candidate: Path, t
     with pytest.raises(UsageError, match="was not quantized by fovea"):
         run_gate(GateSettings("embedded:paligemma", EMBEDDED / "paligemma", "easy-vqa", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("price", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_price_must_be_one(tmp_path: Path, price: float) -> None:
+    with pytest.raises(UsageError, match="must be dollars"):
+        GateSettings("embedded:paligemma", tmp_path, "easy-vqa", tmp_path / "out", usd_per_hour=price)
