@@ -6,9 +6,10 @@
         import_path: serving.app:build
         args: {stack: {...}, model: fovea-qwen}   # without `model`: the front of a stack with several models
 
-`stack` is a stack file's content.  Ray Serve starts replicas anew when these arguments change; so the number of replicas
-belongs into the config's `deployments`, where a change only adds or removes some.  In strings of the stack, `$(NAME)`
-becomes the environment variable NAME of the Ray node that builds the application: the way for a password from a Secret.
+`stack` is a stack file's content.  Ray Serve starts replicas anew when these arguments change, so the number of
+replicas belongs into the config's `deployments`, where a change only adds or removes some.  In strings of the stack,
+`$(NAME)` becomes the environment variable NAME of the Ray node that builds the application: the way for a password from
+a Secret.
 """
 
 from __future__ import annotations
