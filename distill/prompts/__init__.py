@@ -35,6 +35,7 @@ class PromptSet:
 
     def __init__(self, recipe: Recipe, folder: Path):
         self._task = recipe.task
+        self._labels: dict[str, Words] = {}
         self._rationale = recipe.prompts.rationale
         self._plain = recipe.prompts.reply == "text"
         environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False, trim_blocks=False)
@@ -60,12 +61,14 @@ class PromptSet:
 
     def label(self, row: Row) -> Words:
         """Return the words that ask a teacher about a row."""
-        return self._words("user", row)
+        if row.id not in self._labels:  # asked for once a round and more
+            self._labels[row.id] = self._words("user", row)
+        return self._labels[row.id]
 
     def blind(self, row: Row) -> Words:
         """Return the words that ask about a row without its picture."""
         if self._plain and self._templates["blind"][1] == str(SHIPPED / "blind.jinja"):
-            return self._words("user", row)  # a small model knows only the form it was trained on
+            return self.label(row)  # a small model knows only the form it was trained on
         return self._words("blind", row)
 
     def judge(self, row: Row, answer: Any) -> Words:
