@@ -206,7 +206,7 @@ def test_the_cpu_profile_answers_and_survives_updates_without_a_failed_request(c
     first = cluster.wait(1)
 
     # the probes of the pods, against what really answers there
-    assert httpx.get(f"{cluster.base}/-/healthz", timeout=10).status_code == 200
+    observe.wait_for(f"{cluster.base}/-/healthz", 60)
     assert httpx.get(f"http://127.0.0.1:{cluster.dashboard}/api/gcs_healthz", timeout=10).status_code == 200
     assert httpx.get(f"http://127.0.0.1:{cluster.agent}/api/local_raylet_healthz", timeout=10).status_code == 200
     observe.wait_for(f"{cluster.base}/ready", 60)
