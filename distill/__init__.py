@@ -1,0 +1,1 @@
+"""A teacher's answers in, rows to train a student on out."""

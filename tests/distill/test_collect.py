@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -270,3 +271,26 @@ async def test_two_processes_do_not_buy_into_one_folder(tmp_path: Path) -> None:
     async with _shop(work):
         with pytest.raises(UsageError, match="another process is buying"):
             await collect(work)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_in_any_trouble_the_limit_holds_and_nothing_is_bought_twice(tmp_path: Path, seed: int) -> None:
+    """Refusals, lost connections and broken replies at random, in several commands one after the other."""
+    draw = random.Random(seed)
+    write_data(tmp_path, 30)
+    trouble = [draw.choice([None, None, None, 429, 500, "drop", "garbage"]) for _ in range(400)]
+    async with TeacherSimulator(honest, fault=lambda n: trouble[n]) as sim:
+        spent = Decimal(0)
+        answered: set[str] = set()
+        for limit in ("0.004", "0.008", "0.05"):
+            recipe = write_recipe(tmp_path, sim.base_url, teacher={"concurrency": 5, "attempts": 2},
+                                  budget={"max_usd": limit})  # fmt: skip
+            report = await run(tmp_path, recipe)
+            assert spent <= Decimal(report["spent_usd"]) <= Decimal(limit)
+            spent = Decimal(report["spent_usd"])
+            lines = [json.loads(x) for x in (tmp_path / "out/collect/journal.jsonl").read_text().splitlines()]
+            keys = [x["key"] for x in lines if x["t"] == "answer"]
+            assert len(keys) == len(set(keys)) and answered <= set(keys)
+            answered = set(keys)
+            assert sum(Decimal(x["usd"]) for x in lines if x["t"] != "reserve") == spent
+    assert len(answered) * sim.one <= spent and len(answered) > 10
