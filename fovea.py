@@ -26,6 +26,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("models.cli", "evaluate models, count image tokens, look up prices"),
     "bill": ("models.cost.bill_cli", "make the bill of a period from the journal of the servers"),
     "loadtest": ("loadtest.cli", "measure latency, capacity and $/query"),
+    "quantize": ("quantize.cli", "make a checkpoint smaller, and decide on the served one whether it may replace it"),
+    "distill": ("distill.cli", "train a small model from a large one's answers: collect, filter"),
     "doctor": ("serving.doctor", "check this machine: versions, CPU/GPU, ports, memory, disk, hub"),
 }
 
