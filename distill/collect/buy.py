@@ -125,20 +125,25 @@ class Buyer:
             CheckFailed: a teacher gave only unusable answers for `give_up_after` in a row.
             UsageError: key refused, unknown model, full disk.  In every case what was answered is in the journal.
         """
-        asked: set[str] = set()
+        wanted = list(questions)
+        # batches first: those that an earlier process handed over hold dollars until they are settled
+        for teacher in {q.teacher.settings.name: q.teacher for q in wanted if q.teacher.settings.batch}.values():
+            await buy_in_batches(self, teacher, self._missing([q for q in wanted if q.teacher is teacher]))
+        await self._buy_directly(self._missing([q for q in wanted if not q.teacher.settings.batch]))
+        if self.error is not None:
+            raise self.error
+
+    def _missing(self, questions: Iterable[Question]) -> list[Question]:
+        """Return the questions without an answer in the journal, each key once."""
+        return list({q.key: q for q in questions if q.key not in self.journal.answers}.values())
+
+    async def _buy_directly(self, questions: Iterable[Question]) -> None:
         tasks: set[asyncio.Task[None]] = set()
-        for_batches: dict[str, list[Question]] = {}
         try:
             for one in questions:
+                await one.teacher.slots.acquire()
                 if self.stopped or self.error:
                     break
-                if one.key in self.journal.answers or one.key in asked:
-                    continue
-                asked.add(one.key)
-                if one.teacher.settings.batch is not None:
-                    for_batches.setdefault(one.teacher.settings.name, []).append(one)
-                    continue
-                await one.teacher.slots.acquire()
                 task = asyncio.create_task(self._one(one))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
@@ -147,11 +152,6 @@ class Buyer:
         finally:
             for task in tasks:  # only after an error of our own: answers in flight cannot be kept then
                 task.cancel()
-        for group in for_batches.values():
-            if self.error is None and not self.stopped:
-                await buy_in_batches(self, group[0].teacher, group)
-        if self.error is not None:
-            raise self.error
 
     async def _one(self, one: Question) -> None:
         try:
@@ -176,7 +176,7 @@ class Buyer:
             except SpendLimitReached:
                 if purchase.usd:  # an attempt may have been billed, and another could pass the limit
                     self.failed(one.about(), one.teacher, purchase, "no dollars left for another attempt")
-                elif self.spend.reserved:
+                elif self.spend.in_flight:
                     await self._settled.wait()  # what is in flight may cost less than it reserved
                     continue
                 self.stopped = self.stopped or STOPPED_BUDGET

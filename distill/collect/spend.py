@@ -30,6 +30,7 @@ class LedgerLimit(SpendLimit):
     def __init__(self, limit_usd: Decimal, journal: Journal):
         super().__init__(limit_usd)
         self.journal = journal
+        self.in_flight = 0  # requests of this process that hold a reservation
         self.spent = journal.spent
         self.reserved = journal.pending  # of batches that an earlier process handed over
 
@@ -44,6 +45,7 @@ class LedgerLimit(SpendLimit):
         self.journal.reserve(purchase.key, at_most)
         purchase.at_most = at_most
         self.reserved += at_most
+        self.in_flight += 1
         return _Ticket(self, at_most, purchase)
 
 
@@ -67,5 +69,6 @@ class _Ticket(SpendLimit.Ticket):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         before = self._ledger.spent
+        self._ledger.in_flight -= 1
         super().__exit__(kind, error, trace)
         self._purchase.usd += self._ledger.spent - before

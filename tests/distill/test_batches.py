@@ -12,13 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from distill.collect.journal import Journal
 from distill.labels import read_labels
 from models.prices import Usage, load_prices
 from models.support.errors import FoveaError, UsageError
 from tests.distill.batch_simulator import BatchSimulator
-from tests.distill.simulator import KEY, KEY_VARIABLE, MODELS, colour_of, reply, write_data, write_recipe
+from tests.distill.simulator import (
+    KEY,
+    KEY_VARIABLE,
+    MODELS,
+    TeacherSimulator,
+    colour_of,
+    reply,
+    write_data,
+    write_recipe,
+)
 from tests.distill.test_collect import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,6 +154,36 @@ async def test_a_killed_process_leaves_its_batch_to_the_next(tmp_path: Path, ven
         report = await run(tmp_path, tmp_path / "recipe.yaml")
     assert len(sim.batches) == 1 and report["answers"] == 6
     assert Decimal(report["spent_usd"]) == 6 * half(vendor) and report["lost_usd"] == "0" == report["reserved_usd"]
+
+
+async def test_an_open_batch_holds_its_dollars_until_it_is_settled(tmp_path: Path) -> None:
+    """Nobody waits for dollars that only a batch of an earlier process holds; the batch is settled first."""
+    write_data(tmp_path, 3)
+    async with BatchSimulator(honest) as sim, TeacherSimulator(honest) as direct:
+        teacher = {"name": "direct", "model": "openai/gpt-4o-mini", "vendor_url": direct.base_url,
+                   "api_key_env": KEY_VARIABLE, "max_tokens": 59}  # fmt: skip
+        recipe = recipe_of(tmp_path, sim, budget={"max_usd": "0.01"})
+        sim.refuse = 429
+        with pytest.raises(FoveaError):
+            await run(tmp_path, recipe)
+        with Journal(tmp_path / "out/collect/journal.jsonl") as journal:
+            journal.reserve("of-an-older-recipe", Decimal("0.0099"))
+            about = {"row": "r0", "purpose": "label", "teacher": "sim", "vendor": "openai", "prompt_sha256": "",
+                     "sample": 0}  # fmt: skip
+            journal.batch("batch_0", "sim", {"of-an-older-recipe": about})
+        sim.batches["batch_0"], sim.refuse = [], None
+        data = yaml.safe_load(recipe.read_text())
+        recipe.write_text(yaml.safe_dump(data | {"teachers": [teacher, *data["teachers"]]}))
+        report = await asyncio.wait_for(run(tmp_path, recipe), 60)
+        assert report["answers"] == 6 and report["stopped"] is None and report["batches_open"] == []
+        assert Decimal(report["spent_usd"]) == 3 * direct.one + 3 * half("openai")
+        # and when its teacher is not asked any more, buying ends instead of waiting for ever
+        with Journal(tmp_path / "out/collect/journal.jsonl") as journal:
+            journal.reserve("x", Decimal("0.0095"))
+            journal.batch("batch_9", "gone", {"x": about})
+        recipe.write_text(yaml.safe_dump(data | {"teachers": [teacher | {"max_tokens": 61}]}))
+        with pytest.raises(FoveaError, match="not one answer could be bought"):
+            await asyncio.wait_for(run(tmp_path, recipe), 60)
 
 
 async def test_a_batch_needs_a_batch_price_and_a_vendor(tmp_path: Path) -> None:
