@@ -4,7 +4,7 @@
 .DELETE_ON_ERROR:
 PY := .venv/bin/python
 
-.PHONY: help setup setup-quantize demo test lint observe bench bench-loadtest bench-quantize lock clean distclean
+.PHONY: help setup setup-quantize demo test lint observe bench bench-loadtest bench-layers bench-quantize lock clean distclean
 
 help: ## list the targets (the default)
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \t\2/p' Makefile | expand -t 24
@@ -34,6 +34,10 @@ bench: setup ## the stack against bare vLLM, same load, in one run
 
 bench-loadtest: setup ## the load generator against a fixed answer
 	@$(PY) -m loadtest.bench $(ARGS)
+
+bench-layers: setup ## what each layer costs by itself, and what the batch lane is worth
+	@$(PY) -m serving.bench_layers $(ARGS)
+	@$(PY) -m serving.bench_lane
 
 bench-quantize: setup setup-quantize ## each quantization scheme: size, decode speed, accuracy through the gate
 	@$(PY) -m quantize.bench $(ARGS)

@@ -54,7 +54,7 @@ class Count:
             await self.app(scope, receive, send)
             return
         exchange = exchange_of(scope)
-        watch = Watch(send, hide=_ask(exchange, scope))
+        watch = Watch(send, hide=ask_for_usage(exchange, scope))
         await self.app(scope, receive, watch.send)
         if watch.status == 200 and watch.ended and not exchange.error_kind:
             self.book.finished(exchange, watch.usage, self._image_tokens(exchange))
@@ -103,7 +103,7 @@ def _counts(scope: Scope) -> bool:
     return http and "fovea.canary" not in scope
 
 
-def _ask(exchange: Exchange, scope: Scope) -> bool:
+def ask_for_usage(exchange: Exchange, scope: Scope) -> bool:
     """Ask for usage at the end of a stream; return whether the client did not."""
     if api_path(scope) not in ASKABLE or not exchange.body or content_type(scope) in FORMS:
         return False

@@ -23,7 +23,7 @@ from models.support.errors import UsageError
 from serving.errors import ApiError, StoreDown
 from serving.exchange import FORMS, Exchange, api_path, content_type, exchange_of
 from serving.facts import FACTS
-from serving.layers.money import ANSWERS, Watch, _ask
+from serving.layers.money import ANSWERS, Watch, ask_for_usage
 from serving.metrics import METRICS
 from serving.quota import Ask, MemoryQuota, Verdict, duration, month_of, open_quota
 
@@ -113,7 +113,7 @@ class Quota:
         headers = rate_headers(ask, verdict)
         if queued:
             headers.append((b"x-fovea-queued-ms", str(round((time.perf_counter() - began) * 1000)).encode()))
-        watch = Watch(_with_headers(send, headers), hide=path in ANSWERS and _ask(exchange, scope))
+        watch = Watch(_with_headers(send, headers), hide=path in ANSWERS and ask_for_usage(exchange, scope))
         self.running[ask.lease] = ask
         try:
             await self.app(scope, receive, watch.send)
