@@ -22,7 +22,10 @@ STOPPED = {
     "interrupted": "it was interrupted",
 }
 _GRID = "display:grid;grid-template-columns:repeat(auto-fill,minmax(190px,1fr));gap:12px"
-_CARD = "break-inside:avoid;border:1px solid var(--rule);border-radius:6px;background:var(--card);padding:8px;overflow-wrap:anywhere"
+_CARD = (
+    "break-inside:avoid;border:1px solid var(--rule);border-radius:6px;background:var(--card);padding:8px;"
+    "overflow-wrap:anywhere"
+)
 _IMAGE = "width:100%;max-height:150px;object-fit:contain;image-rendering:auto;display:block"
 
 
