@@ -55,7 +55,7 @@ FILTERS: dict[str, Entry] = {}
 def register(
     name: str, title: str, wanted: Callable[[Recipe], bool] = lambda recipe: True
 ) -> Callable[[Filter], Filter]:
-    """Add a filter to `FILTERS` (decorator).  They run in the order in which they were added."""
+    """Add a filter to `FILTERS` (decorator)."""
 
     def add(run: Filter) -> Filter:
         FILTERS[name] = Entry(title, run, wanted)
@@ -64,12 +64,19 @@ def register(
     return add
 
 
-def load_filters() -> None:
-    """Import the filters; the order here is the order in which they run: free ones before those that cost money."""
+# Free filters come before those that ask a model; shares last, because every other filter changes them.
+ORDER = (
+    "human", "usable", "agreement", "duplicates", "contamination", "image_blind", "judge", "balance", "synthetic",
+)  # fmt: skip
+
+
+def filters_in_order() -> dict[str, Entry]:
+    """Return all filters in the order in which they run, however their modules came to be imported."""
     import importlib
 
     for name in ("answers", "pictures", "asked", "shares"):
         importlib.import_module(f"distill.filters.{name}")
+    return {name: FILTERS[name] for name in ORDER}
 
 
 def training(rows: Sequence[Labelled]) -> list[Labelled]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from distill.answers import class_of
 from distill.collect.run import open_shop
-from distill.filters.base import FILTERS, Context, Drop, load_filters
+from distill.filters.base import Context, Drop, filters_in_order
 from distill.labels import Labelled, read_labels, write_labels
 from distill.work import Work
 from models.support.errors import CheckFailed
@@ -48,8 +48,7 @@ async def filter_rows(work: Work) -> dict[str, Any]:
     drops: list[tuple[str, Drop]] = []
     found: list[dict[str, Any]] = []
     async with open_shop(work, label="filter", with_teachers=False) as shop:
-        load_filters()
-        for name, entry in FILTERS.items():
+        for name, entry in filters_in_order().items():
             if not entry.wanted(work.recipe):
                 continue
             context = Context(work, shop)
