@@ -4,7 +4,7 @@
 .DELETE_ON_ERROR:
 PY := .venv/bin/python
 
-.PHONY: help setup setup-quantize demo test lint observe bench bench-loadtest bench-layers bench-quantize lock clean distclean
+.PHONY: help setup setup-quantize demo test lint observe bench bench-loadtest bench-layers bench-quantize prove lock clean distclean
 
 help: ## list the targets (the default)
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \t\2/p' Makefile | expand -t 24
@@ -41,6 +41,9 @@ bench-layers: setup ## what each layer costs by itself, and what the batch lane 
 
 bench-quantize: setup setup-quantize ## each quantization scheme: size, decode speed, accuracy through the gate
 	@$(PY) -m quantize.bench $(ARGS)
+
+prove: setup ## start a tiny checkpoint of every catalog family in vLLM, and record which ran
+	@$(PY) fovea.py models prove --out models/proof/results.json $(ARGS)
 
 lock: setup ## write requirements/*.lock from pyproject.toml (UPGRADE=1: newest versions)
 	@$(PY) -m scripts.lock $(if $(UPGRADE),--upgrade)

@@ -198,6 +198,11 @@ def bind_replica(stack: Stack, model: Model) -> Any:
 
     from serving.engine import engine_environment
     from serving.replica import Replica
+    from serving.stack import REGISTRY
+
+    if model.source.startswith(REGISTRY):  # resolved once: every replica serves the same version
+        model = model.model_copy(update={"source": model.path})
+        stack = stack.model_copy(update={"models": [model if one.name == model.name else one for one in stack.models]})
 
     deployment: Any = serve.deployment(serve.ingress()(Replica))
     return deployment.options(

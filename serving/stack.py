@@ -100,12 +100,17 @@ class Ready(Section):
     )
 
 
+REGISTRY = "registry:"
+
+
 class Model(Section):
     """One model: a Ray Serve application on its own route prefix."""
 
     name: str = Field(description="Name that clients put into `model`.", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
     source: str = Field(
-        min_length=1, description="`embedded:qwen2_5_vl`, `embedded:paligemma`, a folder, or a Hugging Face hub id."
+        min_length=1,
+        description="`embedded:qwen2_5_vl`, `embedded:paligemma`, `registry:NAME@live` (or `@canary`, `@NUMBER`), a "
+        "folder, or a Hugging Face hub id.",
     )
     revision: str | None = Field(None, description="Hub revision (commit) to load.")
     route_prefix: str | None = Field(None, description="HTTP prefix of this model's own API; `/NAME` if not set.")
@@ -140,8 +145,13 @@ class Model(Section):
         """What vLLM loads: a folder or a hub id.
 
         Raises:
-            UsageError: the embedded name is unknown or the folder is not there.
+            UsageError: the embedded name or the registry's version is unknown, or the folder is not there.
+            CheckFailed: a file of the registry's version is damaged.
         """
+        if self.source.startswith(REGISTRY):
+            from models.registry import open_registry
+
+            return str(open_registry().resolve(self.source.removeprefix(REGISTRY)).folder)
         if self.source.startswith("embedded:"):
             name = self.source.removeprefix("embedded:")
             folder = EMBEDDED / name

@@ -1,6 +1,7 @@
 """Outermost layer: request id, timing, metrics, and the last line of defence for errors.
 
-Every answer carries `x-request-id`.  Streams are passed through chunk by chunk.
+Every answer carries `x-request-id`, and `x-model-version` (NAME@NUMBER) when the model comes from the registry.
+Streams are passed through chunk by chunk.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ import logging
 import re
 import time
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.registry import read_mark
 from serving.errors import ApiError
 from serving.exchange import KEY, Exchange
 from serving.metrics import METRICS, route_label
@@ -30,6 +33,8 @@ class Record:
     def __init__(self, app: ASGIApp, stack: Stack, model: Model):
         self.app = app
         self.metrics = METRICS.for_model(model.name) if stack.metrics else None
+        mark = read_mark(Path(model.path))
+        self.version = [(b"x-model-version", f"{mark['name']}@{mark['version']}".encode())] if mark else []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # nothing to time; the layer behind decides
@@ -46,7 +51,7 @@ class Record:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 kept = [header for header in message.get("headers", ()) if header[0] != b"x-request-id"]
-                message["headers"] = [*kept, (b"x-request-id", request_id.encode())]
+                message["headers"] = [*kept, (b"x-request-id", request_id.encode()), *self.version]
             elif not first and message.get("body"):
                 first = time.perf_counter()
             await send(message)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY, generate_latest
 
+from models.registry import open_registry
 from serving.errors import ApiError
 from serving.exchange import api_path, content_type, exchange_of
 from serving.layers import build_layers
 from serving.layers.admit import Admit
 from serving.metrics import ROUTES, route_label
 from serving.stack import Model, Stack
+from tests.models.registry.conftest import checkpoint
 from tests.serving.asgi import JSON, Answer, call, scope_of
 
 MODEL = Model(name="layers-test", source="x")
@@ -41,6 +44,18 @@ def count(name: str, **labels: str) -> float:
 
 
 # record
+
+
+async def test_an_answer_names_the_version_that_gave_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = open_registry(tmp_path / "store")
+    registry.register(checkpoint(tmp_path / "weights"), "m", by="ada")
+    monkeypatch.setenv("FOVEA_REGISTRY", str(tmp_path / "store"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = Model(name="m", source="registry:m@1")
+    stack = Stack.model_validate({"models": [model.model_dump()], "media": None, "metrics": False})
+    answer = await call(build_layers(echo, stack, model), post(), {})
+    assert answer.header(b"x-model-version") == b"m@1"
+    assert (await call(app(), post(), {})).header(b"x-model-version") is None
 
 
 async def test_the_clients_request_id_comes_back_once() -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from models.registry import open_registry
 from models.support.errors import UsageError
 from serving.stack import EMBEDDED_NAMES, Stack, load_stack, parse_stack
+from tests.models.registry.conftest import checkpoint
 
 NO_HOSTS = ("https://x.org", "x.org/y", "x.org:80", "*.x.org", "", "a b", "bücher.example", "x..y", "[::1]")
 NO_PREFIXES = ("", "/", "x", "/x/", "/x//y", "/-/x", "/x?y", "/../x", "/.")
@@ -52,6 +54,18 @@ def test_the_files_that_come_with_the_project(path: Path) -> None:
 def test_a_typo_gets_a_suggestion(data: dict[str, Any], field: str, suggestion: str) -> None:
     error = refused(data)
     assert error.field == f"stack.yaml: {field}" and error.fix == f"did you mean {suggestion!r}?"
+
+
+def test_a_version_of_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = open_registry(tmp_path / "store")
+    version = registry.register(checkpoint(tmp_path / "weights"), "vqa", by="ada")
+    monkeypatch.setenv("FOVEA_REGISTRY", str(tmp_path / "store"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = Path(parse_stack(models(source="registry:vqa@1")).models[0].path)
+    assert folder.name == version.digest and (folder / "model.safetensors").exists()
+    for source in ("registry:vqa@2", "registry:vqa@live", "registry:other@1", "registry:"):
+        with pytest.raises(UsageError):
+            _ = parse_stack(models(source=source)).models[0].path
 
 
 def test_a_key_that_is_like_none_is_told_where_the_keys_are() -> None:
