@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bill": ("models.cost.bill_cli", "make the bill of a period from the journal of the servers"),
     "loadtest": ("loadtest.cli", "measure latency, capacity and $/query"),
     "quantize": ("quantize.cli", "make a checkpoint smaller, and decide on the served one whether it may replace it"),
-    "distill": ("distill.cli", "train a small model from a large one's answers: collect, filter"),
+    "distill": ("distill.cli", "label with teachers within a budget, filter, write the data card"),
     "doctor": ("serving.doctor", "check this machine: versions, CPU/GPU, ports, memory, disk, hub"),
 }
 

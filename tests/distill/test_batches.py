@@ -140,7 +140,8 @@ async def test_a_killed_process_leaves_its_batch_to_the_next(tmp_path: Path, ven
     async with BatchSimulator(honest, vendor=vendor, polls=10**9) as sim:
         recipe_of(tmp_path, sim)
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "distill", "collect", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out"),
+            sys.executable, str(ROOT / "fovea.py"), "distill",
+            "collect", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out"),
             cwd=ROOT, env=os.environ | {KEY_VARIABLE: KEY}, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         deadline = time.monotonic() + 90

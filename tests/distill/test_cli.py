@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def fovea(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "distill", *words],
+        [sys.executable, str(ROOT / "fovea.py"), "distill", *words],
         cwd=ROOT,
         env=dict(os.environ),
         capture_output=True,

@@ -23,7 +23,8 @@ IN_FLIGHT = 4
 
 async def start(folder: Path, *words: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "distill", "collect", str(folder / "recipe.yaml"), "--out", str(folder / "out"), *words,
+        sys.executable, str(ROOT / "fovea.py"), "distill",
+        "collect", str(folder / "recipe.yaml"), "--out", str(folder / "out"), *words,
         cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         env=os.environ | {KEY_VARIABLE: KEY, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip

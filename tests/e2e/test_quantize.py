@@ -39,7 +39,11 @@ PYTHON = FOLDER / "bin" / "python"
 
 def fovea_quantize(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "quantize", *words], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, str(ROOT / "fovea.py"), "quantize", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -110,7 +114,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ["run", "embedded:qwen2_5_vl", "--calibration", "easy-vqa-train", "--samples", "256", "--out", str(out)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "quantize", *words],
+        [sys.executable, str(ROOT / "fovea.py"), "quantize", *words],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
