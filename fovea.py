@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us has seen enough
         return 0
-    except KeyboardInterrupt:
-        print("fovea: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"fovea: interrupted{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
         return 130
 
 

@@ -32,7 +32,10 @@ def _run(args: argparse.Namespace) -> int:
     from distill.work import open_work
 
     names = list(STEPS) if args.action == "run" else [args.action]
-    reports = run_steps(open_work(args.recipe, args.out), names)
+    try:
+        reports = run_steps(open_work(args.recipe, args.out), names)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("what was answered is kept") from None
     if args.json:
         print_json(reports if args.action == "run" else reports[args.action])
     else:
