@@ -33,7 +33,7 @@ class Record:
     def __init__(self, app: ASGIApp, stack: Stack, model: Model):
         self.app = app
         self.metrics = METRICS.for_model(model.name) if stack.metrics else None
-        mark = read_mark(Path(model.path))
+        mark = read_mark(Path(model.source).expanduser())  # runtime.py has put the version's folder there
         self.version = [(b"x-model-version", f"{mark['name']}@{mark['version']}".encode())] if mark else []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

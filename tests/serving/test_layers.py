@@ -51,7 +51,7 @@ async def test_an_answer_names_the_version_that_gave_it(tmp_path: Path, monkeypa
     registry.register(checkpoint(tmp_path / "weights"), "m", by="ada")
     monkeypatch.setenv("FOVEA_REGISTRY", str(tmp_path / "store"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    model = Model(name="m", source="registry:m@1")
+    model = Model(name="m", source=Model(name="m", source="registry:m@1").path)
     stack = Stack.model_validate({"models": [model.model_dump()], "media": None, "metrics": False})
     answer = await call(build_layers(echo, stack, model), post(), {})
     assert answer.header(b"x-model-version") == b"m@1"
