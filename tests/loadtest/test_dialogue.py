@@ -39,7 +39,7 @@ def is_held(messages: list[dict[str, str]]) -> bool:
 def test_each_turn_carries_the_servers_own_answers(serve: Serve, stream: bool) -> None:
     server = serve(echo)
     options = {"conversations": 4, "turns": 3, "words": 3}
-    config = config_for(server, "chat", workload_options=options, concurrency=2, requests=12, stream=stream)
+    config = config_for(server, "chat", workload_options=options, concurrency=1, requests=12, stream=stream)
     report = run_load(config)
     sent = said(server)[1:]  # the first is the check before the run
     assert all(is_held(messages) for messages in sent)
