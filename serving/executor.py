@@ -2,7 +2,7 @@
 
 vLLM starts the CPU worker as a process of its own because OpenMP reads its settings from the environment when a process
 starts.  Engine and worker then hand every step over through shared memory, and both wait for it by calling
-`sched_yield` in a loop.  With the step of a small model that hand-over is a large part of the step (docs/benchmarks.md).
+`sched_yield` in a loop.  With a small model that hand-over is a large part of the step (docs/benchmarks.md).
 Here the number of threads is set in the process itself, so nothing has to be handed over.
 """
 

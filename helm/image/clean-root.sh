@@ -22,7 +22,7 @@ trap 'finish $?' EXIT
 
 say "an empty Debian in $root"
 mirror=$(sed -n 's/^URIs: *\([^ ]*\).*/\1/p; s/^deb \([^ ]*\) .*/\1/p' /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | head -1)
-debootstrap --variant=minbase --include=ca-certificates bookworm "$root" "${mirror:-http://deb.debian.org/debian}" >"$root.log" 2>&1
+debootstrap --variant=minbase --include=ca-certificates bookworm "$root" ${mirror:+"$mirror"} >"$root.log" 2>&1
 for one in $KEEP; do
     if [ -e "$one" ]; then mkdir -p "$root$(dirname "$one")" && cp -aL --no-preserve=ownership "$one" "$root$(dirname "$one")/"; fi
 done
