@@ -16,7 +16,7 @@ from loadtest.money_inputs import from_report, one_machine
 from models.baselines import rule_of, uncounted
 from models.cost.compare import break_even, payback_months, tornado
 from models.cost.forecast import FlatServing, Forecast, SelfHosted
-from models.cost.ledger import cents, usd_per_request
+from models.cost.ledger import cents, usd, usd_per_request
 from models.cost.path import PathCost, path_cost
 from models.cost.usage import image_tokens_per_query
 from models.machines import MachineBook
@@ -226,13 +226,4 @@ def _sentence(
     return text + "."
 
 
-def usd(amount: Decimal | str) -> str:
-    """Return dollars for reading: whole cents from $1 on, else three significant digits."""
-    value = Decimal(amount)
-    if abs(value) >= 1:
-        return f"${value:,.2f}"
-    text = f"{Decimal(f'{value:.3g}'):f}"
-    return f"${text.rstrip('0').rstrip('.') if '.' in text else text}"
-
-
-__all__ = ["cost_or_why", "cost_part", "usd"]
+__all__ = ["cost_or_why", "cost_part"]

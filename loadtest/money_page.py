@@ -6,8 +6,8 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from loadtest.money import usd
 from loadtest.text_report import columns
+from models.cost.ledger import usd
 from models.cost.plots import ranking, tornado_plot, waterfall
 from models.support.html import Axis, Page, Series, details, line, table
 

@@ -148,7 +148,7 @@ def month_table(months: list[dict[str, Any]]) -> tuple[list[str], list[list[str]
     """Return head and rows of the table of months, the sum last."""
     from decimal import Decimal
 
-    from loadtest.money import usd
+    from models.cost.ledger import usd
 
     rows = [[m["month"], f"{m['queries']:,}", usd(m["usd"]), usd(m["usd_per_right_answer"])] for m in months]
     whole = sum((Decimal(m["usd"]) for m in months), Decimal(0))

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 def sentence(data: Mapping[str, Any]) -> str:
     """Return the result in one sentence."""
-    from loadtest.money import usd
+    from models.cost.ledger import usd
 
     even = data["break_even_months"]
     back = f"; it has paid for itself after {Decimal(even):.1f} months" if even else "; it never pays for itself"
@@ -70,7 +70,7 @@ def sentence(data: Mapping[str, Any]) -> str:
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    from loadtest.money import usd
+    from models.cost.ledger import usd
 
     return [[r["group"], r["name"], usd(r["usd"]), r["how"], r["source"]] for r in rows]
 
@@ -88,7 +88,7 @@ def kpi_rows(data: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _value(text: str | None, unit: str) -> str:
-    from loadtest.money import usd
+    from models.cost.ledger import usd
 
     if text is None:
         return "–"
@@ -126,7 +126,7 @@ def terminal(data: Mapping[str, Any]) -> str:
 
 def page(data: Mapping[str, Any]) -> str:
     """Return the HTML report."""
-    from loadtest.money import usd
+    from models.cost.ledger import usd
     from models.cost.plots import waterfall
     from models.support.html import Axis, Page, Series, line, table
 

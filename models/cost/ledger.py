@@ -152,6 +152,20 @@ def cents(usd: Decimal) -> str:
     return f"{usd.quantize(CENT)}"
 
 
+def significant(usd: Decimal, digits: int = 12) -> str:
+    """Return dollars as plain decimal text with that many significant digits, however small the amount is."""
+    return f"{Decimal(f'{usd:.{digits}g}'):f}"
+
+
+def usd(amount: Decimal | str) -> str:
+    """Return dollars for reading: whole cents from $1 on, else three significant digits."""
+    value = Decimal(amount)
+    if abs(value) >= 1:
+        return f"${value:,.2f}"
+    text = significant(value, 3)
+    return f"${text.rstrip('0').rstrip('.') if '.' in text else text}"
+
+
 def today() -> dt.date:
     """Return the day in UTC: the same in every replica, in the journal and on the bill."""
     return dt.datetime.now(dt.UTC).date()

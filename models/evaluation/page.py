@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from models.cost.ledger import usd
 from models.evaluation.answers import Answer
 from models.evaluation.client import data_uri
 from models.evaluation.score import is_right
@@ -63,8 +64,8 @@ def _headline(page: Page, report: Mapping[str, Any]) -> None:
         tiles.append((f"latency {name}", value, small))
     if report["cost"]:
         per_right = report["cost"]["usd_per_right_answer"]
-        value = "none right" if per_right is None else f"${float(per_right):.6f}"
-        tiles.append(("per right answer", value, f"${float(report['cost']['usd_total']):.4f} in all"))
+        value = "none right" if per_right is None else usd(per_right)
+        tiles.append(("per right answer", value, f"{usd(report['cost']['usd_total'])} in all"))
     page.tiles(tiles)
     if report["run"]["stopped"]:
         page.verdict("warn", "Stopped early", report["run"]["stopped"])

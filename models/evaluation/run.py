@@ -16,6 +16,7 @@ from typing import Any
 
 import uvloop
 
+from models.cost.ledger import usd
 from models.evaluation.answers import Answer, AnswerLog
 from models.evaluation.client import EvaluationClient, request_parameters
 from models.evaluation.context import command, hardware, versions
@@ -259,7 +260,8 @@ def print_summary(report: dict[str, Any], out: Path) -> None:
         value = "n too small" if figure["value"] is None else f"{figure['value']:.1f} ms"
         print(f"{name:<12}{value}")
     if report["cost"]:
-        print(f"cost        ${report['cost']['usd_total']}, ${report['cost']['usd_per_right_answer']} per right answer")
+        each = report["cost"]["usd_per_right_answer"]
+        print(f"cost        {usd(report['cost']['usd_total'])}, {usd(each) if each else 'none'} per right answer")
     if report["errors"]:
         print("errors      " + ", ".join(f"{n} x {kind}" for kind, n in report["errors"].items()))
     rate = report["run"]["requests_per_s"]

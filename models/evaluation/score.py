@@ -8,6 +8,7 @@ from dataclasses import asdict
 from decimal import Decimal
 from typing import Any
 
+from models.cost.ledger import significant
 from models.evaluation.answers import Answer
 from models.evaluation.evidence import box_scores, explanation_scores
 from models.evaluation.text import text_scores
@@ -157,9 +158,9 @@ def machine_cost(usd_per_hour: Decimal, wall_s: float, asked: int, accuracy: flo
         return None
     each = usd_per_hour * Decimal(repr(wall_s)) / 3600 / asked
     return {
-        "usd_total": f"{each * asked:.8f}",
-        "usd_per_query": f"{each:.10f}",
-        "usd_per_right_answer": f"{each / Decimal(repr(accuracy)):.10f}" if accuracy else None,
+        "usd_total": significant(each * asked),
+        "usd_per_query": significant(each),
+        "usd_per_right_answer": significant(each / Decimal(repr(accuracy))) if accuracy else None,
         "n": asked,
         "image_tokens_reported_minus_rule": None,
         "note": f"the machine at ${usd_per_hour} an hour, busy with this run alone, at its concurrency",

@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 from fovea import main
 from loadtest.forecast_file import parse_months
 from loadtest.html_report import render
-from loadtest.money import cost_part, usd
+from loadtest.money import cost_part
 from loadtest.recorder import RECORD
 from loadtest.run import run_load
 from loadtest.usage import usage_of
 from loadtest.workloads.base import Item, ListWorkload, Shape
 from models.cost import path_cost
 from models.cost.forecast import parse_forecast
+from models.cost.ledger import usd
 from models.support.errors import UsageError
 from tests.loadtest.conftest import config_for
 from tests.loadtest.server import Plan, Server

@@ -18,7 +18,7 @@ import fovea
 from models.evaluation import EvaluationSettings, evaluate
 from models.evaluation.answers import Answer, AnswerLog
 from models.evaluation.client import parse_answer
-from models.evaluation.score import score
+from models.evaluation.score import machine_cost, score
 from models.golden import GoldenItem, load_golden
 from models.support.errors import CheckFailed, UsageError
 from tests.models.openai_simulator import OpenAISimulator, Reply
@@ -389,9 +389,10 @@ def test_the_machines_price_becomes_dollars_per_right_answer(
         assert fovea.main([*command, "--out", str(tmp_path), "--usd-per-hour", "3.60"]) == 0
         report = json.loads(capsys.readouterr().out)
         cost, run = report["cost"], report["run"]
-        assert float(cost["usd_per_query"]) == pytest.approx(run["wall_s"] / 1000 / 100, abs=1e-7)
+        # $3.60 an hour is $0.001 a second; the report rounds the seconds to a thousandth, and no dollars
+        assert float(cost["usd_per_query"]) * 100 == pytest.approx(run["wall_s"] / 1000, abs=0.51e-6)
         right = report["accuracy"]["value"]
-        assert float(cost["usd_per_right_answer"]) == pytest.approx(float(cost["usd_per_query"]) / right, rel=1e-4)
+        assert float(cost["usd_per_right_answer"]) == pytest.approx(float(cost["usd_per_query"]) / right, rel=1e-9)
         for wrong in ("0", "-1", "much"):
             assert fovea.main([*command, "--out", str(tmp_path / "x"), "--usd-per-hour", wrong]) == 2
         assert not (tmp_path / "x").exists()
@@ -417,3 +418,12 @@ def test_a_report_names_the_registry_version_that_answered(tmp_path: Path) -> No
         assert evaluate(EvaluationSettings(**values, out=tmp_path / "a"))["target"] == mark
         sim.root = "/nowhere"
         assert evaluate(EvaluationSettings(**values, out=tmp_path / "b"))["target"] is None
+
+
+@pytest.mark.parametrize("wall_s", [1e-6, 0.0123, 5.0, 86_400.0])
+def test_dollars_keep_their_digits_however_fast_the_machine(wall_s: float) -> None:
+    cost = machine_cost(Decimal("0.07"), wall_s, 9673, 0.9871)
+    assert cost is not None
+    each = Decimal("0.07") * Decimal(repr(wall_s)) / 3600 / 9673
+    for text, exact in ((cost["usd_per_query"], each), (cost["usd_per_right_answer"], each / Decimal("0.9871"))):
+        assert "E" not in text and abs(Decimal(text) / exact - 1) < Decimal("1e-11")
