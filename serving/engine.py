@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.support.errors import UsageError
@@ -82,6 +83,11 @@ def engine_environment(model: Model) -> dict[str, str]:
     common = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if not model.gpus:
         common["VLLM_CPU_KVCACHE_SPACE"] = str(model.cpu_kv_cache_gib)
+        # vLLM 0.29 stores what it compiled for a CPU ahead of time, cannot load it again, and compiles at every start;
+        # without that, inductor's own cache is used, which works (docs/benchmarks.md)
+        common["VLLM_USE_AOT_COMPILE"] = "0"
+        cache = Path(os.environ.get("VLLM_CACHE_ROOT") or Path.home() / ".cache" / "vllm")
+        common["TORCHINDUCTOR_CACHE_DIR"] = os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
     return common
 
 

@@ -55,9 +55,14 @@ class Count:
             return
         exchange = exchange_of(scope)
         watch = Watch(send, hide=ask_for_usage(exchange, scope))
-        await self.app(scope, receive, watch.send)
-        if watch.status == 200 and watch.ended and not exchange.error_kind:
-            self.book.finished(exchange, watch.usage, self._image_tokens(exchange))
+        try:
+            await self.app(scope, receive, watch.send)
+        except Exception:
+            watch.failed = True
+            raise
+        finally:  # a client may hang up on the last event, which cancels this call: it has its answer all the same
+            if watch.status == 200 and watch.ended and not watch.failed and not exchange.error_kind:
+                self.book.finished(exchange, watch.usage, self._image_tokens(exchange))
 
     async def stop(self) -> None:
         """Close the journal."""
@@ -126,7 +131,7 @@ class Watch:
 
     def __init__(self, send: Send, *, hide: bool):
         self.out, self.hide = send, hide
-        self.status, self.stream, self.ended = 0, False, False
+        self.status, self.stream, self.ended, self.failed = 0, False, False, False
         self.usage: tuple[int, int] | None = None
         self._pieces: list[bytes] = []
 
@@ -137,8 +142,8 @@ class Watch:
             kind = next((v for k, v in message.get("headers", ()) if k.lower() == b"content-type"), b"")
             self.stream = kind.startswith(b"text/event-stream")
         elif message["type"] == "http.response.body":
-            self.ended = not message.get("more_body", False)
             body = message.get("body", b"")
+            self.ended |= not message.get("more_body", False) or (self.stream and _last(body))
             if self.status == 200 and self.stream and b'"usage"' in body:
                 message = {**message, "body": self._event(body)}
             elif self.status == 200 and not self.stream:
@@ -160,6 +165,14 @@ class Watch:
                     continue
             kept.append(event)
         return b"\n\n".join(kept)
+
+
+LAST = (b"data: [DONE]\n", b"event: message_stop\n", b"event: response.completed\n")
+
+
+def _last(body: bytes) -> bool:
+    """Whether a piece of a stream has its last event (newlines in an answer's text are escaped, these are not)."""
+    return any(mark in body for mark in LAST)
 
 
 def _parsed(text: bytes) -> Any:

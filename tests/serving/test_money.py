@@ -136,6 +136,44 @@ async def test_a_stream_of_messages_tells_input_and_output_apart() -> None:
     assert (account.prompt_tokens, account.completion_tokens) == (30, 7)
 
 
+MESSAGE = [
+    b'event: message_start\ndata: {"message":{"usage":{"input_tokens":400,"output_tokens":0}}}\n\n',
+    b'event: message_delta\ndata: {"usage":{"output_tokens":10}}\n\n',
+    b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
+]
+RESPONSE = [b'event: response.completed\ndata: {"response":{"usage":{"input_tokens":400,"output_tokens":10}}}\n\n']
+
+
+@pytest.mark.parametrize(
+    ("path", "pieces"),
+    [
+        ("/v1/chat/completions", events(DELTA, LAST, "[DONE]")),
+        ("/v1/chat/completions", [b"".join(events(DELTA, LAST, "[DONE]"))]),
+        ("/v1/messages", MESSAGE),
+        ("/v1/responses", RESPONSE),
+    ],
+)
+async def test_a_client_that_hangs_up_on_the_last_event_has_its_answer(path: str, pieces: list[bytes]) -> None:
+    async def until_hung_up(scope: Scope, receive: Receive, send: Send) -> None:
+        kind = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": kind})
+        for piece in pieces[: scope["pieces"]]:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        raise asyncio.CancelledError
+
+    for sent, counted in ((len(pieces), 1), (len(pieces) - 1, 0)):
+        count = layer(Engine())
+        count.app = until_hung_up
+        made = scope_of("POST", path, JSON, pieces=sent)
+        made[KEY] = Exchange("r", body=b'{"model": "m", "stream": true}')
+        with pytest.raises(asyncio.CancelledError):
+            await call(count, made)
+        accounts = count.book.ledger.accounts
+        assert [(a.requests, a.prompt_tokens, a.completion_tokens) for a in accounts.values()] == [
+            (1, 400, 10)
+        ] * counted
+
+
 async def test_what_failed_or_asked_for_nothing_costs_nothing() -> None:
     for engine in (Engine(b"{}", status=500), Engine(json.dumps(ANSWER).encode())):
         count = layer(engine)
