@@ -75,10 +75,8 @@ def read_report(path: str) -> dict[str, Any]:
     kind = data.get("kind") if isinstance(data, dict) else None
     if kind not in ("loadtest", "evaluation"):
         raise UsageError("neither a load test's report nor an evaluation's", field="REPORT", value=path, fix=fix)
-    if kind == "loadtest" and "usage" not in data:
-        raise UsageError(
-            "has no usage: it was written by an older version", field="REPORT", value=path, fix="run again"
-        )
+    if kind == "loadtest" and "recalled" not in data.get("usage", {}):
+        raise UsageError("was written by an older version", field="REPORT", value=path, fix="run again")
     if kind == "loadtest" and not data["usage"]["requests"]:
         raise UsageError("not one request succeeded in it", field="REPORT", value=path, fix="run again")
     return dict(data)

@@ -25,6 +25,7 @@ from models.support.errors import UsageError
 if TYPE_CHECKING:
     from loadtest.dialogue import Talk
 
+CACHE_HEADER, RECALLED = b"x-fovea-cache", (b"hit", b"coalesced")  # answers that no engine was asked for
 MAX_BODY = 64 << 20  # a reply larger than this is an error, not something to hold in memory
 
 
@@ -108,8 +109,8 @@ class Exchange:
 
     __slots__ = (
         "begun", "bytes_in", "chunks", "cls", "correct", "detail", "dispatched", "end", "first", "intended", "item",
-        "kind", "last", "max_gap", "payload", "reply", "resent", "retries", "retry_after", "sent", "slot", "status",
-        "talk", "turn",
+        "kind", "last", "max_gap", "payload", "recalled", "reply", "resent", "retries", "retry_after", "sent", "slot",
+        "status", "talk", "turn",
     )  # fmt: skip
 
     def __init__(self, item: int, payload: bytes, intended: float, slot: int = 0, cls: int = 0):
@@ -125,6 +126,7 @@ class Exchange:
         """Forget what came back, for another try.  (The first send is kept: the user has waited since then.)"""
         self.begun = self.first = self.last = self.end = self.max_gap = self.retry_after = 0.0
         self.chunks = self.bytes_in = self.status = 0
+        self.recalled = False
         self.kind = Kind.OK
         self.detail = ""
         self.reply: Reply | None = None
@@ -249,7 +251,7 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         # Only these headers matter; their first letters sort out nearly all others.
         first = name[0] | 32
-        if first not in b"ctr":
+        if first not in b"ctrx":
             return
         lowered = name.lower()
         if lowered == b"content-length":
@@ -260,6 +262,8 @@ class Connection(asyncio.Protocol):
             self.is_stream = value.startswith(b"text/event-stream")
         elif lowered == b"connection":
             self.wants_close = value.lower() == b"close"
+        elif lowered == CACHE_HEADER and self.exchange is not None:
+            self.exchange.recalled = value.strip().lower() in RECALLED
         elif lowered == b"retry-after" and self.exchange is not None:
             text = value.decode("latin-1").strip()
             self.exchange.retry_after = float(text) if text.isdigit() else 0.0

@@ -3,10 +3,10 @@
     usd_per_query          = usd_per_hour / (3600 * throughput_rps * utilization)
     usd_per_correct_answer = usd_per_query / accuracy
 
-`throughput_rps` is what this run sustained (successful replies per second), so both figures are for *this* load:
-they are as low as the hardware allows only when the run was at capacity.  `utilization` is the share of paid hours
-in which such load is there. Intervals follow from those of throughput and accuracy (independent relative errors
-added in squares).
+`throughput_rps` is what this run sustained (successful replies per second, those from a cache of the server too), so
+both figures are for *this* load: they are as low as the hardware allows only when the run was at capacity.
+`utilization` is the share of paid hours in which such load is there. Intervals follow from those of throughput and
+accuracy (independent relative errors added in squares).
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from loadtest.text_report import (
     number,
     per_thousand,
     percent,
+    recalled_line,
     time_rows,
 )
 from models.support.html import Axis, Page, Series, bars, details, line, scatter, table
@@ -61,6 +62,8 @@ def render(data: dict[str, Any]) -> str:
     page.add(over_time(data), rates_over_time(data))
     curves = {"end to end": data["curves"]["latency"], "first token": data["curves"]["ttft"]}
     page.add(distribution(curves), tail(data), against_load(data))
+    if data["recalled"]:
+        page.text(f"Cache: {recalled_line(data)}.", note=True)
     for text in conversations(data):
         page.text(f"Conversations: {text}; each turn carried the server's own answers.")
     _money(page, data)

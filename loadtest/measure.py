@@ -138,6 +138,11 @@ def throughput(records: Records, window: tuple[float, float]) -> Figure:
     return rate(ok["end"][inside] - window[0], window[1] - window[0])
 
 
+def made(records: Records, window: tuple[float, float]) -> Figure:
+    """Return the successful replies per second that the engine made: `throughput` without those from a cache."""
+    return throughput(records[records["recalled"] == 0], window)
+
+
 def figures(
     everything: Records, window: tuple[float, float], slo: Slo, examples: dict[str, list[str]]
 ) -> dict[str, Any]:
@@ -161,6 +166,8 @@ def figures(
         "error_rate": proportion(over["kind"] != Kind.OK).to_dict(),
         "errors_by_kind": errors_by_kind(over, examples),
         "throughput_rps": rps.to_dict(),
+        "made_rps": made(everything, window).to_dict(),
+        "recalled": int(ok["recalled"].sum()),
         "offered_rps": float(f"{len(measured) / seconds:.6g}"),
     }
     for name in ("latency", "service", "queue", "ttft", "tpot", "normalized"):

@@ -37,7 +37,7 @@ def interval(data: Mapping[str, Any], forecast: Forecast, stated: Mapping[str, A
         change: dict[str, Any] = {}
         if "success_rate" not in stated and data["accuracy"].get(end):
             change["success_rate"] = Decimal(repr(data["accuracy"][end]))
-        rps = data["throughput_rps"][end]
+        rps = data["made_rps"][end]
         own = isinstance(forecast.serving, SelfHosted)
         if own and "capacity_rps" not in (stated.get("serving") or {}) and rps:
             change["serving"] = forecast.serving.model_copy(update={"capacity_rps": Decimal(repr(rps))})
@@ -60,7 +60,7 @@ def cost_part(
     """Return the cost part of a report, JSON-ready, dollars as decimal text.
 
     Args:
-        data: a load test's report (its `usage`, `accuracy`, `throughput_rps`, `load`, `hardware`).
+        data: a load test's report (its `usage`, `accuracy`, `throughput_rps`, `made_rps`, `load`, `hardware`).
         stated: the forecast's keys as they were written.
         measured: baselines from other reports.
         against: vendor models whose break-even curves are drawn.
@@ -151,17 +151,22 @@ def _row(forecast: Forecast, bill: PathCost, one: Baseline, book: PriceBook) -> 
 
 
 def _run(data: Mapping[str, Any], forecast: Forecast, book: PriceBook) -> dict[str, Any]:
-    """What the requests of the run itself cost here, and would have cost at each vendor: exact, in whole cents."""
-    answered, out = data["usage"]["requests"], {}
+    """What the requests of the run itself cost here, and would have cost at each vendor: exact, in whole cents.
+
+    As on the bill (`models.cost.ledger`): an answer from a cache costs nothing here, and saved the price of one.
+    """
+    answered, recalled = data["usage"]["requests"], data["usage"]["recalled"]
+    out: dict[str, Any] = {"answered": answered, "recalled": recalled}
     serving = forecast.serving
     if isinstance(serving, SelfHosted):
         each = usd_per_request(serving.usd_per_hour, serving.capacity_rps, serving.utilization)
-        out = {"usd_per_answered_query": f"{each:f}", "own_usd": cents(each * answered)}
+        out["usd_per_made_answer"] = f"{each:f}"
+        out |= {"own_usd": cents(each * (answered - recalled)), "cache_saved_usd": cents(each * recalled)}
     avoided = {}
     if forecast.measured is not None:
         for one in labelled_baselines(forecast, book, ()):
             avoided[one.model] = cents(one.usd_per_query * answered)
-    return {"answered": answered, **out, "vendor_usd": avoided}
+    return {**out, "vendor_usd": avoided}
 
 
 def _drawn(rows: Sequence[Mapping[str, Any]], against: Sequence[str]) -> list[Mapping[str, Any]]:

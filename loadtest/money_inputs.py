@@ -124,8 +124,15 @@ def _serving(data: Mapping[str, Any], stated: Any, where: str, notes: list[Assum
         return given
     hardware = data["hardware"]["server"] or {}
     about = " ".join(filter(None, (hardware.get("name"), hardware.get("source")))) or "the run's hardware section"
-    rps = data["throughput_rps"]
-    measured = None if not rps["value"] else f"{sustained(data):f}"
+    rps, recalled = data["made_rps"], data["usage"]["recalled"]
+    measured = None if not rps["value"] else f"{sustained(data, made=True):f}"
+    share = Decimal(recalled) / data["usage"]["requests"]
+    if recalled and "recalled_share" not in given:
+        if share == 1:
+            fix = "run with other questions, or give the share of a day"
+            raise UsageError("every answer came from a cache", field=f"{where}: serving.recalled_share", fix=fix)
+        given["recalled_share"] = f"{share:f}"
+        notes.append(Assumption("recalled_share", f"{share:.2%}", f"measured, n = {data['usage']['requests']:,}"))
     found = (
         ("usd_per_hour", hardware.get("usd_per_hour"), about, "give the price of a machine, --usd-per-hour of the run"),
         ("capacity_rps", measured, f"measured, n = {rps['n']:,}; as high as this load, no higher", "no reply came"),
@@ -141,16 +148,21 @@ def _serving(data: Mapping[str, Any], stated: Any, where: str, notes: list[Assum
         else:
             given[key] = value
             notes.append(Assumption(key, f"{Decimal(value):.6g}", source))
-    for key in sorted(set(given) - {"kind", "machine", *(k for k, *_ in found)}):
+    for key in sorted(set(stated or {}) - {"kind", "machine", *(k for k, *_ in found)}):
         notes.append(Assumption(key, str(given[key]), where))
     return given
 
 
-def sustained(data: Mapping[str, Any]) -> Decimal:
-    """Return the successful replies per second of a run, from its exact count and duration."""
-    return Decimal(data["throughput_rps"]["n"]) / Decimal(repr(data["load"]["duration_s"]))
+def sustained(data: Mapping[str, Any], *, made: bool = False) -> Decimal:
+    """Return the successful replies per second of a run, from its exact count and duration.
+
+    Args:
+        made: only those that the engine made, and no cache answered.
+    """
+    return Decimal(data["made_rps" if made else "throughput_rps"]["n"]) / Decimal(repr(data["load"]["duration_s"]))
 
 
 def one_machine(serving: SelfHosted) -> int:
     """Return the queries of a month that fill one machine for its utilization."""
-    return max(1, int(serving.capacity_rps * serving.utilization * SECONDS_PER_HOUR * HOURS_PER_MONTH))
+    made = serving.capacity_rps * serving.utilization * SECONDS_PER_HOUR * HOURS_PER_MONTH
+    return max(1, int(made / (1 - serving.recalled_share)))

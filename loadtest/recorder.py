@@ -1,4 +1,4 @@
-"""What is kept of every request: 85 bytes in a file, and a histogram of the pauses between tokens.
+"""What is kept of every request: 86 bytes in a file, and a histogram of the pauses between tokens.
 
 Records are packed into a fixed buffer that is appended to a spill file when full, so the memory of a run does not grow
 with its length, and what was measured survives whatever ends the run.  Times in the file are seconds since the start of
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # first byte was written (after waiting for a connection); `first`, `last`: first and last content; `end`: last byte.
 # NaN: did not happen.  `correct`: -1 not scored, 0 wrong, 1 right.  Token counts are the server's, -1 when it gave
 # none.  `resent`: sent again on a new connection because the server had closed an idle one; `retries`: times that it
-# was sent again after an error.
+# was sent again after an error; `recalled`: the server said that a cache answered, or a like request in flight.
 RECORD = np.dtype(
     [
         ("intended", "<f8"),
@@ -46,10 +46,11 @@ RECORD = np.dtype(
         ("correct", "<i1"),
         ("resent", "<i1"),
         ("retries", "<i1"),
+        ("recalled", "<i1"),
         ("worker", "<i2"),
     ]
 )
-_PACKER = struct.Struct("<6d f 5i 4h 3b h")
+_PACKER = struct.Struct("<6d f 5i 4h 4b h")
 assert _PACKER.size == RECORD.itemsize
 _NAN = float("nan")
 BLOCK = 1024  # records held before they go to the file
@@ -104,6 +105,7 @@ class Recorder:
             x.correct,
             x.resent,
             x.retries,
+            x.recalled,
             self.worker,
         )
         self._used += _PACKER.size

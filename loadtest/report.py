@@ -26,7 +26,7 @@ from models.support.errors import UsageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 
 @dataclass
@@ -151,7 +151,7 @@ def _load(config: RunConfig, window: tuple[float, float]) -> dict[str, Any]:
             "cache_bust",
         },
     )
-    out["duration_s"] = round(window[1] - window[0], 3)
+    out["duration_s"] = round(window[1] - window[0], 6)
     out["classes"] = [
         {**c.model_dump(mode="json", exclude={"headers", "slo"}), "loop": "open" if c.open_loop else "closed"}
         for c in config.classes

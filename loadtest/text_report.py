@@ -122,6 +122,15 @@ def load_line(data: dict[str, Any]) -> str:
     return "; ".join(parts) + f"; {data['load']['duration_s']:g} s measured"
 
 
+def recalled_line(data: dict[str, Any]) -> str:
+    """Return how many answers the server had from a cache, in one line."""
+    share = data["recalled"] / (data["requests"] - data["errors"])
+    return (
+        f"{data['recalled']:,} answers ({percent(share)}) came from the server's cache or a like request in flight; "
+        f"the engine made {cell(data['made_rps'])} req/s"
+    )
+
+
 def money_rows(data: dict[str, Any], most: int = 8) -> list[list[str]]:
     """Return the dollar table: who, $ per 1,000 queries, $ per 1,000 right answers, day of the price."""
     rows = []
@@ -180,6 +189,8 @@ def terminal(data: dict[str, Any]) -> str:
     parts.append(
         f"throughput  {cell(data['throughput_rps'])} req/s, {number(data['tokens']['completion_per_s'])} tokens/s"
     )
+    if data["recalled"]:
+        parts.append(f"cache       {recalled_line(data)}")
     if data["accuracy"]["n"]:
         parts.append(f"accuracy    {cell(data['accuracy'], percent)} of {data['accuracy']['n']:,} scored answers")
     for row in data["errors_by_kind"]:
@@ -215,6 +226,8 @@ def markdown(data: dict[str, Any]) -> str:
     if classes := class_rows(data):
         parts += ["", md_table(CLASS_HEAD, classes)]
     facts = [f"throughput {cell(data['throughput_rps'])} req/s"]
+    if data["recalled"]:
+        facts.append(recalled_line(data))
     if data["accuracy"]["n"]:
         facts.append(f"accuracy {cell(data['accuracy'], percent)}")
     parts += ["", ", ".join(facts), ""]
@@ -231,7 +244,7 @@ def markdown(data: dict[str, Any]) -> str:
 COUNTS = ("prompt_tokens", "completion_tokens", "correct")
 CSV_HEAD = (
     "class,item,intended_s,dispatched_s,sent_s,first_s,last_s,end_s,latency_ms,ttft_ms,status,outcome,"
-    "chunks,prompt_tokens,completion_tokens,correct,max_gap_ms,turn,retries,worker\n"
+    "chunks,prompt_tokens,completion_tokens,correct,max_gap_ms,turn,retries,recalled,worker\n"
 )
 
 
@@ -249,7 +262,7 @@ def write_csv(path: Path, report: Report) -> None:
             fields.append("" if np.isnan(row["first"]) else f"{1e3 * (row['first'] - row['intended']):.3f}")
             fields += [str(row["status"]), error_name(row["kind"], row["status"]), str(row["chunks"])]
             fields += [str(row[k]) if row[k] >= 0 else "" for k in COUNTS]
-            fields += [f"{1e3 * row['max_gap']:.3f}", str(row["turn"]), str(row["retries"]), str(row["worker"])]
+            fields += [f"{1e3 * row['max_gap']:.3f}", *(str(row[k]) for k in ("turn", "retries", "recalled", "worker"))]
             file.write(",".join(fields) + "\n")
 
 
@@ -281,6 +294,7 @@ def prometheus(data: dict[str, Any]) -> str:
     metric("requests", "measured requests", [("", data["requests"])])
     metric("errors", "failed requests", [("", data["errors"])])
     metric("retried_requests", "requests sent again after an error", [("", data["retries"]["requests"])])
+    metric("recalled", "answers from a cache of the server", [("", data["recalled"])])
     metric("throughput_rps", "successful replies per second", [("", data["throughput_rps"]["value"])])
     metric("accuracy", "share of scored answers that were right", [("", data["accuracy"]["value"])])
     metric("usd_per_query", "dollars per successful query", [("", data["cost"]["usd_per_query"]["value"])])

@@ -35,6 +35,7 @@ def usage_of(
     by_count = counted and (rule is not None or not with_images)
     out: dict[str, Any] = {
         "requests": len(ok),
+        "recalled": int(ok["recalled"].sum()),
         "prompt_tokens": int(ok["prompt_tokens"].sum()) if counted else None,
         "completion_tokens": int(_output(ok).sum()),
         "text_tokens_from": (

@@ -1,5 +1,7 @@
 """One recorded day of requests: the load test's report, the server's metrics and the bill agree to the cent.
 
+A part of the answers came from a cache: they cost nothing, and saved the price of one, in all three.
+
 Each gets there its own way: the report from packed records and groups of like requests, the metrics request by request
 through the server's book and Prometheus' text, the bill by `fovea bill` from the journal that the server wrote.
 tests/e2e/test_money.py does the same with a load test of the real engine.
@@ -57,6 +59,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
                 "at": number * DAY / N,
                 "tenant": chance.choice(["red", "blue"]),
                 "ok": chance.random() > 0.02,
+                "recalled": chance.random() < 0.3,
                 "which": which,
                 "images": images,
                 "image_tokens": inside,
@@ -76,6 +79,7 @@ def report_of(recorded: list[dict[str, Any]], usd_per_hour: str) -> dict[str, An
             row[name] = one["at"]
         row["end"], row["kind"], row["status"] = one["at"] + 0.5, 0 if one["ok"] else 1, 200 if one["ok"] else 500
         row["item"], row["chunks"], row["correct"] = one["which"], 1, -1
+        row["recalled"] = one["ok"] and one["recalled"]
         row["prompt_tokens"] = one["prompt_tokens"] if one["ok"] else -1
         row["completion_tokens"] = one["completion_tokens"] if one["ok"] else -1
     summary = {
@@ -103,7 +107,7 @@ def test_report_metrics_and_bill_agree_to_the_cent(
     assert run["answered"] == len(answered) < N
 
     # what an operator would write into the stack's `money` section from that report
-    rate = f"{Decimal(report['throughput_rps']['n']) / Decimal(repr(report['load']['duration_s']))}"
+    rate = f"{Decimal(report['made_rps']['n']) / Decimal(repr(report['load']['duration_s']))}"
     given = {"usd_per_hour": "3.20", "capacity_rps": rate, "utilization": "0.7", "against": AGAINST}
     tariff = Tariff.model_validate({**given, "journal": str(tmp_path / "journal")})
 
@@ -113,6 +117,8 @@ def test_report_metrics_and_bill_agree_to_the_cent(
     for one in answered:
         now[0] = MIDNIGHT + dt.timedelta(seconds=one["at"])
         exchange = Exchange("r", identity=Identity(Tenant(name=one["tenant"]), "k", "client", "interactive"))
+        if one["recalled"]:
+            exchange.notes["recalled"] = True
         exchange.pictures = [Picture(PIXEL, "", "PNG", width, height, 0) for width, height in one["images"]]
         money.finished(exchange, (one["prompt_tokens"], one["completion_tokens"]), one["image_tokens"])
     assert money.journal is not None and money.journal.lost == 0
@@ -132,6 +138,13 @@ def test_report_metrics_and_bill_agree_to_the_cent(
 
     assert run["own_usd"] == total["own_usd"] == f"{shown['fovea_usd_total'].quantize(CENT)}"
     assert Decimal(total["own_usd"]) == (Decimal("3.20") * 24 / Decimal("0.7")).quantize(CENT)
+    recalled = sum(one["recalled"] for one in answered)
+    assert run["recalled"] == recalled > 800 and len(answered) - recalled == report["made_rps"]["n"]
+    saved = f"{shown['fovea_cache_saved_usd_total'].quantize(CENT)}"
+    assert run["cache_saved_usd"] == total["cache_saved_usd"] == saved and Decimal(saved) > 30
+    # a month of such days, by the load test's own arithmetic: the machine, and nothing for what the cache answers
+    each = Decimal(report["money"]["cost"]["usd_per_query"])
+    assert (each * len(answered)).quantize(CENT) == Decimal(total["own_usd"])
     for model in AGAINST:
         assert run["vendor_usd"][model] == total["avoided_usd"][model] == f"{shown[model].quantize(CENT)}"
         assert Decimal(total["avoided_usd"][model]) > 0

@@ -31,8 +31,8 @@ def break_even(
 
     Stages, escalation, review and failures cost the same on both sides and drop out.  With n machines the month costs
     n C + M (C: a machine with its overhead, M: the forecast's `monthly_usd`), and serves up to n K queries, K being
-    the capacity at the allowed utilization, less retries.  The vendor costs p per query with its retries.  The volume
-    is v = (n C + M) / p for the smallest n with v <= n K, that is n (p K - C) >= M.
+    the capacity at the allowed utilization, less retries, more what a cache answers.  The vendor costs p per query
+    with its retries.  The volume is v = (n C + M) / p for the smallest n with v <= n K, that is n (p K - C) >= M.
 
     Raises:
         UsageError: the forecast is not self-hosted, or the model has no price.
@@ -44,9 +44,8 @@ def break_even(
     each = price * (1 + forecast.retry_rate)
     machine = serving.usd_per_hour * HOURS_PER_MONTH * (1 + serving.overhead)
     monthly = sum(forecast.monthly_usd.values(), Decimal(0))
-    capacity = (
-        serving.capacity_rps * serving.utilization * SECONDS_PER_HOUR * HOURS_PER_MONTH / (1 + forecast.retry_rate)
-    )
+    attempts = (1 + forecast.retry_rate) * (1 - serving.recalled_share)
+    capacity = serving.capacity_rps * serving.utilization * SECONDS_PER_HOUR * HOURS_PER_MONTH / attempts
     margin = each * capacity - machine
     if each <= 0:
         return BreakEven(model, None, None, price, "the vendor charges nothing")
@@ -120,6 +119,13 @@ def _utilization(f: Forecast, factor: Decimal) -> tuple[Forecast, str] | None:
     return f.model_copy(update={"serving": f.serving.model_copy(update={"utilization": share})}), f"{share:.2%}"
 
 
+def _recalled(f: Forecast, factor: Decimal) -> tuple[Forecast, str] | None:
+    if not isinstance(f.serving, SelfHosted) or not f.serving.recalled_share:
+        return None
+    share = min(Decimal("0.99"), f.serving.recalled_share * factor)
+    return f.model_copy(update={"serving": f.serving.model_copy(update={"recalled_share": share})}), f"{share:.2%}"
+
+
 def _review(f: Forecast, factor: Decimal) -> tuple[Forecast, str] | None:
     if f.review is None:
         return None
@@ -138,6 +144,7 @@ FACTORS: Mapping[str, Callable[[Forecast, Decimal], tuple[Forecast, str] | None]
     "output length": _output,
     "escalation rate": _escalation,
     "utilization": _utilization,
+    "answers from a cache": _recalled,
     "review rate": _review,
     "wrong answers": _success,
 }

@@ -62,8 +62,13 @@ class SelfHosted(_Strict):
     usd_per_hour: Rate = Field(description="of one machine; looked up when `machine` is given instead")
     machine: MachinePrice | None = Field(default=None, description="machine of the machine book, with its price")
     price_source: str = Field(default="", description="who says so; filled in when the price was looked up")
-    capacity_rps: Annotated[Amount, Field(gt=0)] = Field(description="sustained requests/s of one machine at the SLO")
+    capacity_rps: Annotated[Amount, Field(gt=0)] = Field(
+        description="requests/s that one machine's engine makes at the SLO"
+    )
     utilization: Annotated[Share, Field(gt=0)] = Field(description="share of the capacity that the mean load may use")
+    recalled_share: Annotated[Share, Field(lt=1)] = Field(
+        default=Decimal(0), description="share of the queries that a cache answers, for which no engine works"
+    )
     min_machines: int = Field(default=1, ge=1)
     overhead: Amount = Field(default=Decimal(0), description="network, disks, support... as a share of the machines")
 

@@ -65,8 +65,8 @@ class PathCost:
 
 
 def machines_needed(serving: SelfHosted, attempts_per_month: Decimal) -> int:
-    """Return how many machines the mean load needs at the allowed utilization."""
-    per_second = attempts_per_month / (HOURS_PER_MONTH * SECONDS_PER_HOUR)
+    """Return how many machines the mean load needs at the allowed utilization, less what a cache answers."""
+    per_second = attempts_per_month * (1 - serving.recalled_share) / (HOURS_PER_MONTH * SECONDS_PER_HOUR)
     return max(serving.min_machines, math.ceil(per_second / (serving.capacity_rps * serving.utilization)))
 
 
@@ -134,9 +134,12 @@ def _machine_parts(serving: SelfHosted, queries: Decimal, retries: Decimal) -> l
     """Machines split into what first attempts use, what retries use, and what stands idle."""
     count = machines_needed(serving, queries + retries)
     total = count * serving.usd_per_hour * HOURS_PER_MONTH
-    per_attempt = serving.usd_per_hour / (serving.capacity_rps * SECONDS_PER_HOUR)
+    asked = 1 - serving.recalled_share
+    per_attempt = asked * serving.usd_per_hour / (serving.capacity_rps * SECONDS_PER_HOUR)
     busy, again = queries * per_attempt, retries * per_attempt
-    parts = [Part("machines, busy", busy, f"{queries:,} at {serving.capacity_rps}/s x ${serving.usd_per_hour:f}/h")]
+    less = f" less {serving.recalled_share:.2%} from a cache" if serving.recalled_share else ""
+    how = f"{queries:,}{less} at {serving.capacity_rps}/s x ${serving.usd_per_hour:f}/h"
+    parts = [Part("machines, busy", busy, how)]
     if retries:
         parts.append(Part("retries", again, f"{retries:,.0f} more attempts on the same machines"))
     idle = f"{count:,} x {HOURS_PER_MONTH} h x ${serving.usd_per_hour:f}/h, less the busy part"

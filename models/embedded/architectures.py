@@ -148,7 +148,7 @@ class QwenVL(Architecture):
         model.generation_config = GenerationConfig(
             do_sample=False, eos_token_id=self.ids["<|im_end|>"], pad_token_id=self.ids["<|endoftext|>"]
         )
-        _batch_vision_attention()
+        batch_vision_attention()
         return model
 
     def make_processor(self) -> Any:
@@ -335,24 +335,31 @@ class PaliGemma(Architecture):
         return SOFT_CAP * torch.tanh(model.lm_head(hidden) / SOFT_CAP)  # type: ignore[operator]
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        from safetensors.torch import load_file, save_file
-
         self._save_common(model, folder)
-        # transformers 5 writes `vision_tower.*`; the hub's checkpoints, and vLLM, have `vision_tower.vision_model.*`
-        weights = load_file(folder / "model.safetensors")
-        tower = "vision_tower."
-        renamed = {}
-        for key, value in weights.items():
-            if tower in key and f"{tower}vision_model." not in key:
-                key = key.replace(tower, f"{tower}vision_model.")
-            renamed[key] = value
-        save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+        rename_tower(folder)
+
+
+def rename_tower(folder: Path) -> None:
+    """Write a PaliGemma checkpoint's tower as the hub and vLLM have it.
+
+    transformers 5 writes `vision_tower.*`; the hub's checkpoints have `vision_tower.vision_model.*`.
+    """
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    tower = "vision_tower."
+    renamed = {}
+    for key, value in weights.items():
+        if tower in key and f"{tower}vision_model." not in key:
+            key = key.replace(tower, f"{tower}vision_model.")
+        renamed[key] = value
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 ARCHITECTURES: dict[str, type[Architecture]] = {cls.name: cls for cls in (QwenVL, PaliGemma)}
 
 
-def _batch_vision_attention() -> None:
+def batch_vision_attention() -> None:
     """Make transformers' Qwen2.5-VL vision attention one call per layer when all pictures have one size.
 
     Without flash attention transformers runs one attention call per picture; for a training batch of equal pictures

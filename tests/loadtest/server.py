@@ -106,7 +106,8 @@ class _Http(asyncio.Protocol):
         await self._send(head.encode() + body, plan)
 
     async def _stream(self, plan: Plan, usage: dict[str, int]) -> None:
-        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        extra = "".join(f"{k}: {v}\r\n" for k, v in plan.headers.items()).encode()
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n" + extra + b"\r\n"
         sent = 0
 
         async def event(value: Any) -> bool:

@@ -50,9 +50,11 @@ REPORT: dict[str, Any] = {
     "load": {"duration_s": 20.0},
     "accuracy": FIGURE,
     "throughput_rps": {"value": 10.0, "low": 9.0, "high": 11.0, "n": 200},
+    "made_rps": {"value": 10.0, "low": 9.0, "high": 11.0, "n": 200},
     "hardware": {"server": {"usd_per_hour": "0.80", "utilization": "0.5", "name": "box", "source": "list"}},
     "usage": {
         "requests": 200,
+        "recalled": 0,
         "prompt_tokens": 20_000,
         "completion_tokens": 2000,
         "text_tokens_from": "the server's count",
@@ -279,7 +281,8 @@ def test_bad_input_is_one_clear_error(
     [
         ({"hardware": {"server": None}}, "serving.usd_per_hour: is neither in the forecast nor in the report"),
         ({"kind": "capacity"}, "neither a load test's report nor an evaluation's"),
-        ({"usage": {"requests": 0}}, "not one request succeeded"),
+        ({"usage": {"requests": 0, "recalled": 0}}, "not one request succeeded"),
+        ({"usage": {"requests": 9}}, "was written by an older version"),
         ({"accuracy": {"value": 0.0, "low": 0.0, "high": 0.1, "n": 9}}, "no answer was right"),
         (
             {"target": {"model": "gpt-4o"}, "hardware": {"server": None}},
@@ -323,6 +326,34 @@ def test_every_run_has_its_cost_part(serve: Callable[..., Server], prompts: str)
     assert part["sentence"].replace("'", "&#x27;") in page and "What moves dollars" in page
     bare = run_load(config_for(serve(Plan(first_s=0.01)), prompts, concurrency=2, requests=5)).data
     assert bare["money"] is None and bare["money_note"] == "no hardware section given" and render(bare)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_answers_from_a_cache_need_no_engine(serve: Callable[..., Server], prompts: str, stream: bool) -> None:
+    states = iter(["miss", "Hit", "coalesced", "bypass"] * 5 + ["hit"] * 5 + ["miss"] * 5)
+    server = serve(lambda request: Plan(first_s=0.01, headers={"X-Fovea-Cache": next(states)}))
+    hardware = {"usd_per_hour": "36", "utilization": "0.5"}
+    values: dict[str, Any] = {"stream": stream, "hardware": hardware, "check_model": False}
+    report = run_load(config_for(server, prompts, concurrency=1, requests=30, **values))
+    data, part = report.data, report.data["money"]
+    assert data["recalled"] == data["usage"]["recalled"] == int(report.records["recalled"].sum()) == 15
+    assert (data["throughput_rps"]["n"], data["made_rps"]["n"]) == (30, 15)
+    # 36 dollars an hour are a cent a second, two at half of the hours: the engine's 15 answers carry them all
+    seconds = Decimal(repr(data["load"]["duration_s"]))
+    assert abs(Decimal(part["run"]["usd_per_made_answer"]) * 15 - seconds / 50) < Decimal("1e-12")
+    assert part["run"]["own_usd"] == part["run"]["cache_saved_usd"] == f"{seconds / 50:.2f}"
+    assert data["cost"]["usd_per_query"]["value"] == pytest.approx(float(seconds) / 50 / 30, rel=1e-5)
+    assert float(part["cost"]["usd_per_query"]) == pytest.approx(float(seconds) / 50 / 30, rel=1e-5)
+    shown = {a["name"]: a["value"] for a in part["assumptions"]}
+    assert shown["recalled_share"] == "50.00%" and "answers from a cache" in {s["factor"] for s in part["tornado"]}
+    assert "15 answers (50 %) came from the server's cache" in render(data).replace("&#x27;", "'")
+
+
+def test_a_run_of_cached_answers_alone_says_nothing_of_the_engine(serve: Callable[..., Server], prompts: str) -> None:
+    server = serve(Plan(headers={"x-fovea-cache": "hit"}))
+    hardware = {"usd_per_hour": "36", "utilization": "0.5"}
+    data = run_load(config_for(server, prompts, concurrency=1, requests=5, hardware=hardware)).data
+    assert data["money"] is None and "every answer came from a cache" in data["money_note"]
 
 
 @given(st.dictionaries(st.integers(2020 * 12, 2020 * 12 + 40), st.integers(1, 10**9), min_size=1))

@@ -17,7 +17,7 @@ import fovea
 from models.cost import break_even, load_forecast, path_cost, payback_months, tornado
 from models.cost.articles import other_figures, worked_examples
 from models.cost.forecast import Forecast, SelfHosted, parse_forecast
-from models.cost.path import machines_needed
+from models.cost.path import PathCost, machines_needed
 from models.cost.roi import Roi, labour_saved
 from models.machines import load_machines
 from models.prices import load_prices
@@ -113,6 +113,20 @@ class TestPath:
         stage = {"name": "speech", "usd_per_unit": "0.006", "units_per_query": 0.4, "unit": "minute", "share": 0.1}
         part = next(p for p in path_cost(forecast(stages=[stage]), BOOK).parts if p.name == "speech")
         assert part.usd_per_month == 240 and part.how.endswith("0.4 minute x $0.006")
+
+    @given(st.integers(1, 10**8), st.floats(0, 0.999).map(lambda v: round(v, 4)))
+    def test_what_a_cache_answers_needs_no_machine(self, queries: int, share: float) -> None:
+        def cost(recalled: float) -> PathCost:
+            serving = BASE["serving"] | {"recalled_share": recalled}
+            return path_cost(forecast(queries_per_month=queries, serving=serving), BOOK)
+
+        def busy(recalled: float) -> Decimal:
+            return cost(recalled).parts[0].usd_per_month
+
+        assert abs(busy(share) / (busy(0) * (1 - Decimal(repr(share)))) - 1) < Decimal("1e-20")
+        assert cost(share).usd_per_month <= cost(0).usd_per_month
+        with pytest.raises(UsageError, match="recalled_share"):
+            cost(1.0)
 
     @given(st.integers(1, 10**8), st.integers(1, 10**7))
     def test_more_traffic_never_costs_less(self, queries: int, more: int) -> None:
