@@ -176,7 +176,7 @@ def _plain(value: Any) -> Any:
 
 
 def round_to_two_bits(request: JobRequest, model: Any) -> Done:
-    """Round every weight of the scope to 4 values per group and keep it in 16 bits: what the gate must refuse."""
+    """Round every weight of the scope to 4 values and keep it in 16 bits: what the gate must refuse."""
     import torch
 
     touched = set()
@@ -187,18 +187,17 @@ def round_to_two_bits(request: JobRequest, model: Any) -> Done:
                 module.weight.copy_(two_bits(module.weight))
             touched.add(short)
     check_touched(request.expected, request.kept, touched)
-    return Done({"round": {"bits": 2, "symmetric": True, "group": 128}}, touched=touched)
+    return Done({"round": {"bits": 2, "symmetric": True, "strategy": "tensor"}}, touched=touched)
 
 
 def two_bits(weight: Any) -> Any:
-    """Return a weight (outputs, inputs) rounded to -2, -1, 0, 1 times a scale per group of up to 128 inputs."""
-    import torch
+    """Return a weight (outputs, inputs) rounded to -2, -1, 0, 1 times one scale for the whole matrix.
 
-    parts = []
-    for part in torch.split(weight.float(), 128, dim=1):
-        scale = part.abs().amax(dim=1, keepdim=True).clamp(min=1e-8) / 2
-        parts.append((part / scale).round().clamp(-2, 1) * scale)
-    return torch.cat(parts, dim=1).to(weight.dtype)
+    One scale, because with a scale per output or per group the small embedded models lose nothing by 2 bits.
+    """
+    values = weight.float()
+    scale = values.abs().max().clamp(min=1e-8) / 2
+    return ((values / scale).round().clamp(-2, 1) * scale).to(weight.dtype)
 
 
 def bitsandbytes(request: JobRequest, model: Any, batches: list[dict[str, Any]] | None, say: Say) -> Done:

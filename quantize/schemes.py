@@ -50,7 +50,7 @@ SCHEMES: dict[str, Scheme] = {
                ("gptq", "smoothquant", "rtn"), False, "w8a8"),
         Scheme("fp8", "FP8 weights per channel, FP8 activations per token", "llmcompressor", 8, ("rtn",), False, "fp8"),
         Scheme("bnb-int8", "bitsandbytes LLM.int8: INT8 weights, outliers in 16 bits", "bitsandbytes", 8, ("rtn",)),
-        Scheme("w2-trial", "weights rounded to 2 bits in groups of 128 and stored in 16: broken on purpose",
+        Scheme("w2-trial", "weights rounded to 2 bits, one scale per matrix, stored in 16: broken on purpose",
                "llmcompressor", 16, ("rtn",), False, None, trial=True),
     )
 }  # fmt: skip

