@@ -6,8 +6,11 @@
         import_path: serving.app:build
         args: {stack: {...}, model: fovea-qwen}   # without `model`: the front of a stack with several models
 
-`stack` is a stack file's content.  Ray Serve starts replicas anew when these arguments change, so the number of
-replicas belongs into the config's `deployments`, where a change only adds or removes some.  In strings of the stack,
+`stack` is a stack file's content; with `model`, the other models may be left out, and for the front all of them.  Ray
+Serve starts replicas anew when these arguments change, so the number of replicas belongs into the config's
+`deployments`, where a change only adds or removes some, and so do the models of the front:
+
+    deployments: [{name: front, user_config: {models: {fovea-qwen: /fovea-qwen}}}]  In strings of the stack,
 `$(NAME)` becomes the environment variable NAME of the Ray node that builds the application: the way for a password from
 a Secret.
 """
@@ -20,8 +23,9 @@ from typing import Any
 from urllib.parse import quote
 
 from models.support.errors import UsageError
+from serving.deployments import bind_replica
 from serving.front import bind_front
-from serving.runtime import bind_replica
+from serving.parts import FRONT, own_part, routes_of
 from serving.stack import parse_stack
 
 _VARIABLE = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_]*)\)")
@@ -39,15 +43,19 @@ def build(args: dict[str, Any]) -> Any:
     unknown = sorted(set(args) - {"stack", "model"})
     if unknown or not isinstance(args.get("stack"), dict):
         raise UsageError("must have `stack` and may have `model`", field="args", value=", ".join(sorted(args)))
-    stack = parse_stack(expand(args["stack"]), "args.stack")
-    name = args.get("model")
+    data, name = expand(args["stack"]), args.get("model")
     if name is None:
-        return bind_front(stack)
-    model = next((model for model in stack.models if model.name == name), None)
-    if model is None:
+        if "models" not in data:  # they come as the deployment's user_config
+            return bind_front(parse_stack({**data, "models": [{"name": FRONT, "source": FRONT}]}, "args.stack"), {})
+        stack = parse_stack(data, "args.stack")
+        return bind_front(stack, routes_of(stack))
+    part = own_part(data, name)
+    if not part.get("models"):
+        stack = parse_stack(data, "args.stack")
         known = ", ".join(model.name for model in stack.models)
         raise UsageError("the stack has no such model", field="args.model", value=name, fix=f"it has {known}")
-    return bind_replica(stack, model)
+    stack = parse_stack(part, "args.stack")
+    return bind_replica(stack, stack.models[0])
 
 
 def expand(value: Any) -> Any:

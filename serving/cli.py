@@ -12,6 +12,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from serving.stack import Stack
 
 
@@ -28,21 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C; return 0 when everything stopped cleanly."""
-    from serving.stack import Stack, load_stack
+    from serving.stack import Stack
 
     if args.schema:
         print(json.dumps(Stack.model_json_schema(), indent=2))
         return 0
-    stack = load_stack(args.stack)
-    listen = {k: v for k, v in (("host", args.host), ("port", args.port)) if v is not None}
-    if listen:
-        from serving.stack import parse_stack
-
-        data = stack.model_dump(mode="json")
-        stack = parse_stack({**data, "listen": {**data["listen"], **listen}})
-    for model in stack.models:
-        _ = model.path  # a missing checkpoint is told before anything is started
-    check_stores(stack)
+    stack = read_stack(args)
     if args.check:
         print(
             json.dumps(stack.model_dump(mode="json"))
@@ -50,7 +43,26 @@ def run(args: argparse.Namespace) -> int:
             else f"{args.stack}: {len(stack.models)} model(s), ok"
         )
         return 0
-    return serve(stack, Events(args.json))
+    return serve(stack, Events(args.json), again=lambda: read_stack(args))
+
+
+def read_stack(args: argparse.Namespace) -> Stack:
+    """Return the stack of the command line, everything checked that can be checked before it is started.
+
+    Raises:
+        UsageError: something about it is wrong.
+    """
+    from serving.stack import load_stack, parse_stack
+
+    stack = load_stack(args.stack)
+    listen = {k: v for k, v in (("host", args.host), ("port", args.port)) if v is not None}
+    if listen:
+        data = stack.model_dump(mode="json")
+        stack = parse_stack({**data, "listen": {**data["listen"], **listen}})
+    for model in stack.models:
+        _ = model.path  # a missing checkpoint is told before anything is started
+    check_stores(stack)
+    return stack
 
 
 def check_stores(stack: Stack) -> None:
@@ -99,7 +111,13 @@ class Events:
             print(f"[{time.monotonic() - self.began:5.1f} s] {text}", file=sys.stderr, flush=True)
 
 
-def serve(stack: Stack, events: Events, started: Any = None, stop: threading.Event | None = None) -> int:
+def serve(
+    stack: Stack,
+    events: Events,
+    started: Any = None,
+    stop: threading.Event | None = None,
+    again: Callable[[], Stack] | None = None,
+) -> int:
     """Start Ray and the stack, serve until SIGTERM, SIGINT or `stop`, then drain and stop.
 
     Args:
@@ -107,11 +125,15 @@ def serve(stack: Stack, events: Events, started: Any = None, stop: threading.Eve
         events: where to report.
         started: called without arguments when the stack is ready.
         stop: set by the caller to end; signals set it too.
+        again: reads the stack anew, on SIGHUP; raises what is wrong with it.
     """
     from serving import runtime
 
     stop = stop or threading.Event()
-    interrupts = 0
+    interrupts, hangups = 0, threading.Semaphore(0)
+
+    def on_hangup(number: int, frame: object) -> None:
+        hangups.release()
 
     def on_signal(number: int, frame: object) -> None:
         nonlocal interrupts
@@ -123,7 +145,10 @@ def serve(stack: Stack, events: Events, started: Any = None, stop: threading.Eve
     def listen_for_signals() -> dict[int, Any]:
         if threading.current_thread() is not threading.main_thread():
             return {}
-        return {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        handlers: dict[int, Any] = {signal.SIGTERM: on_signal, signal.SIGINT: on_signal}
+        if again is not None:
+            handlers[signal.SIGHUP] = on_hangup
+        return {number: signal.signal(number, handler) for number, handler in handlers.items()}
 
     runtime.check_port(stack.listen.host, stack.listen.port)
     old = listen_for_signals()
@@ -139,12 +164,16 @@ def serve(stack: Stack, events: Events, started: Any = None, stop: threading.Eve
             host = f"[{stack.listen.host}]" if ":" in stack.listen.host else stack.listen.host
             url = f"http://{host}:{stack.listen.port}/v1"
             runtime.wait_until_answering(stack, stop)
-            events.say(f"ready at {url} ({', '.join(m.name for m in stack.models)})", url=url, ready=True)
+            events.say(
+                f"ready at {url} ({', '.join(m.name for m in stack.models)})", url=url, ready=True, pid=os.getpid()
+            )
             if not events.as_json:
                 print(paste(url, stack.models[0].name, key=bool(stack.identify)), flush=True)
             if started is not None:
                 started()
-            stop.wait()
+            while not stop.wait(0.1):
+                if again is not None and hangups.acquire(blocking=False):
+                    stack = reload(stack, again, events, stop)
             events.say("draining")
             runtime.drain(stack, events.say)
             runtime.stop_serve()
@@ -153,6 +182,22 @@ def serve(stack: Stack, events: Events, started: Any = None, stop: threading.Eve
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def reload(stack: Stack, again: Callable[[], Stack], events: Events, stop: threading.Event) -> Stack:
+    """Read the stack file again and change what serves; return what serves now: the old stack where that failed."""
+    from models.support.errors import CheckFailed, UsageError
+    from serving.update import update
+
+    try:
+        new = again()
+        if update(stack, new, events.say, stop):
+            names = ", ".join(model.name for model in new.models)
+            events.say(f"updated: {names}", updated=True)
+        return new
+    except (UsageError, CheckFailed) as error:
+        events.say(f"not updated: {error}", updated=False)
+        return stack
 
 
 # a red rectangle on 64x64 pixels, so that the example below needs no file

@@ -16,11 +16,13 @@ class Facts:
     Attributes:
         image_tokens: prompt tokens of an image of (width, height) pixels, by the checkpoint's own processor.
         temperature: of a request that does not say one (the checkpoint's generation_config, or the engine's 1).
+        replicas: of the same model, this one included.
         degraded: part of the stack -> why it works less well than configured; `/health` shows it.
     """
 
     image_tokens: Callable[[int, int], int] | None = None
     temperature: float = 1.0
+    replicas: int = 1
     degraded: dict[str, str] = field(default_factory=dict)
 
 

@@ -1,12 +1,15 @@
 """`/v1` of a stack with several models: forwards each request to its model's own application by the `model` field.
 
 CPU only.  Bodies and streams are passed on as they come; a client that leaves ends the forwarded request, which aborts
-the generation.  `GET /v1/models` lists all models; `/health`, `/ready` and `/metrics` speak for the whole stack.
+the generation.  `GET /v1/models` lists all models; `/health`, `/ready` and `/metrics` speak for the whole stack.  A
+request for a stored response (`/v1/responses/ID`) names no model: it goes to one after the other until one knows it.
+Models come and go while it runs (`reconfigure`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -18,7 +21,8 @@ from serving.layers.admit import Admit
 from serving.layers.identify import KEY_HEADERS
 from serving.layers.record import Record
 from serving.middleware import Straight
-from serving.stack import Model, Stack
+from serving.parts import FRONT, front_part, version_of
+from serving.stack import Stack
 
 if TYPE_CHECKING:
     import aiohttp
@@ -40,6 +44,9 @@ HOP_BY_HOP = frozenset(
     )
 )
 
+STORED = re.compile(r"/v1/responses/[^/]+(/cancel|/input_items)?")
+MODEL = re.compile(r"/v1/models/(.+)")
+NOT_HERE = (401, 403, 404)
 AUTOMATIC = ("accept", "accept-encoding", "content-type", "user-agent")
 """Headers that aiohttp would add where the client sent none."""
 
@@ -53,11 +60,14 @@ class Front:
 
     def __init__(self, stack: dict[str, Any]):
         self.stack = Stack.model_validate(stack)
-        self.forward: Forward | None = None
+        self.forward = Forward(self.stack, {})
+
+    def reconfigure(self, told: dict[str, Any]) -> None:
+        """Learn which models there are (called by Ray Serve at the start and when that changes)."""
+        self.forward.prefixes = dict(told.get("models", {}))
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
-        self.forward = Forward(self.stack)
-        own = Model(name="front", source="front")
+        own = self.stack.models[0]
         Straight.target = Record(Admit(self.forward, self.stack, own), self.stack, own)
         return Straight.target
 
@@ -67,18 +77,22 @@ class Front:
         return Admit.gate.inside
 
     async def __del__(self) -> None:
-        if self.forward is not None and self.forward.session is not None:
+        if self.forward.session is not None:
             await self.forward.session.close()
 
 
 class Forward:
-    """The ASGI app that forwards."""
+    """The ASGI app that forwards.
 
-    def __init__(self, stack: Stack):
-        self.stack = stack
+    Args:
+        stack: address of the whole stack.
+        prefixes: model -> its route prefix.
+    """
+
+    def __init__(self, stack: Stack, prefixes: dict[str, str]):
+        self.stack, self.prefixes = stack, prefixes
         host = f"[{stack.listen.host}]" if ":" in stack.listen.host else stack.listen.host
         self.base = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{stack.listen.port}"
-        self.prefixes = {model.name: model.prefix for model in stack.models}
         self.session: aiohttp.ClientSession | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,26 +113,30 @@ class Forward:
         path = scope["path"]
         if path in ("/health", "/ready"):
             await self._probe(path, send)
-        elif path == "/metrics":
-            await self._pipe("GET", next(iter(self.prefixes.values())) + path, scope, None, receive, send)
+        elif path == "/metrics" and self.prefixes:
+            await self._pipe("GET", [next(iter(self.prefixes.values())) + path], scope, None, receive, send)
         elif path == "/v1/models":
             await self._models(scope, send)
         else:
-            model = self._model_of(scope)
+            prefixes = self._prefixes_of(scope)
             # as the client wrote it: decoding and encoding again could make another path of it
             raw = scope.get("raw_path") or quote(path).encode()
             query = b"?" + scope["query_string"] if scope["query_string"] else b""
-            target = self.prefixes[model] + (raw.partition(b"?")[0] + query).decode("latin-1")
-            await self._pipe(scope["method"], target, scope, exchange_of(scope).body, receive, send)
+            rest = (raw.partition(b"?")[0] + query).decode("latin-1")
+            body = exchange_of(scope).body
+            await self._pipe(scope["method"], [prefix + rest for prefix in prefixes], scope, body, receive, send)
 
-    def _model_of(self, scope: Scope) -> str:
-        """Return the model that a request is for.
+    def _prefixes_of(self, scope: Scope) -> list[str]:
+        """Return where a request is to be sent: to its model, or to all of them in turn.
 
         Raises:
             ApiError: 400, no `model`; 404, an unknown one.
         """
         exchange = exchange_of(scope)
-        name = exchange.json().get("model") if exchange.body else None
+        named = MODEL.fullmatch(scope["path"])
+        if STORED.fullmatch(scope["path"]) and self.prefixes:
+            return list(self.prefixes.values())
+        name = named[1] if named else exchange.json().get("model") if exchange.body else None
         known = ", ".join(self.prefixes)
         if not isinstance(name, str):
             raise ApiError(
@@ -128,10 +146,10 @@ class Forward:
             raise ApiError(
                 404, f"This stack does not serve {name[:80]!r}; it serves {known}.", kind="unknown_model", param="model"
             )
-        return name
+        return [self.prefixes[name]]
 
     async def _pipe(
-        self, method: str, path: str, scope: Scope, body: bytes | None, receive: Receive, send: Send
+        self, method: str, paths: list[str], scope: Scope, body: bytes | None, receive: Receive, send: Send
     ) -> None:
         assert self.session is not None
         drop = HOP_BY_HOP | {b"x-request-id"}
@@ -139,7 +157,7 @@ class Forward:
         headers.append(("x-request-id", exchange_of(scope).request_id))  # one id on the whole way
         if body is not None:
             await receive()  # the body, which the exchange has
-        work = asyncio.create_task(self._forward(method, path, headers, body, send))
+        work = asyncio.create_task(self._forward(method, paths, headers, body, send))
         leave = asyncio.create_task(_left(receive))
         try:
             await asyncio.wait((work, leave), return_when=asyncio.FIRST_COMPLETED)
@@ -154,30 +172,25 @@ class Forward:
                 await asyncio.gather(work, return_exceptions=True)
 
     async def _forward(
-        self, method: str, path: str, headers: list[tuple[str, str]], body: bytes | None, send: Send
+        self, method: str, paths: list[str], headers: list[tuple[str, str]], body: bytes | None, send: Send
     ) -> None:
+        """Pass on the first answer that is no refusal, or the last one."""
         import aiohttp
         from yarl import URL
 
         assert self.session is not None
         started = False
         try:
-            url = URL(self.base + path, encoded=True)
-            async with self.session.request(
-                method, url, headers=headers, data=body, allow_redirects=False, skip_auto_headers=AUTOMATIC
-            ) as answer:
-                kept = [
-                    (n.lower(), v)
-                    for n, v in answer.raw_headers
-                    if n.lower() not in HOP_BY_HOP and n.lower() != b"x-request-id"
-                ]
-                if answer.content_length is not None:
-                    kept.append((b"content-length", str(answer.content_length).encode()))
-                await send({"type": "http.response.start", "status": answer.status, "headers": kept})
-                started = True
-                async for chunk in answer.content.iter_any():
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                await send({"type": "http.response.body", "body": b""})
+            for number, path in enumerate(paths, 1):
+                async with self.session.request(
+                    method, URL(self.base + path, encoded=True), headers=headers, data=body, allow_redirects=False,
+                    skip_auto_headers=AUTOMATIC,
+                ) as answer:  # fmt: skip
+                    if answer.status in NOT_HERE and number < len(paths):
+                        continue
+                    started = True
+                    await _pass_on(answer, send)
+                    return
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             if started:
                 raise
@@ -215,17 +228,34 @@ class Forward:
             return 0, type(error).__name__.encode()
 
 
-def bind_front(stack: Stack) -> Any:
-    """Return the front's Ray Serve application."""
+def bind_front(stack: Stack, routes: dict[str, str]) -> Any:
+    """Return the front's Ray Serve application; `routes` is what it forwards to, and may change while it runs."""
     from ray import serve
 
+    part = front_part(stack).model_dump(mode="json")
+    options = {"num_cpus": 1}
     deployment: Any = serve.deployment(serve.ingress()(Front))
     return deployment.options(
-        name="front",
+        name=FRONT,
+        version=version_of(part, options),
+        user_config={"models": routes},
         max_ongoing_requests=100_000,
-        ray_actor_options={"num_cpus": 1},
+        ray_actor_options=options,
         graceful_shutdown_timeout_s=stack.drain_s,
-    ).bind(stack.model_dump(mode="json"))
+        _internal=True,
+    ).bind(part)
+
+
+async def _pass_on(answer: aiohttp.ClientResponse, send: Send) -> None:
+    """Send an answer on, piece by piece."""
+    drop = HOP_BY_HOP | {b"x-request-id"}
+    kept = [(name.lower(), value) for name, value in answer.raw_headers if name.lower() not in drop]
+    if answer.content_length is not None:
+        kept.append((b"content-length", str(answer.content_length).encode()))
+    await send({"type": "http.response.start", "status": answer.status, "headers": kept})
+    async for chunk in answer.content.iter_any():
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
 
 
 def _state(status: int, body: bytes) -> object:

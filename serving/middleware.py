@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from starlette.middleware import Middleware
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class Straight:
@@ -21,6 +21,7 @@ class Straight:
     target: ASGIApp | None = None
     """The app of this process's replica; None where Ray's own way is to be taken."""
     prefix = ""
+    """The model's own route prefix, where the stack has a front; requests below it and others are both served."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -28,11 +29,28 @@ class Straight:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         target = Straight.target
         if target is None or scope["type"] != "http" or scope["path"].startswith("/-/"):
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, _one_id(send))
             return
-        if Straight.prefix:
+        if Straight.prefix and scope["path"].startswith(f"{Straight.prefix}/"):
             scope["root_path"] = Straight.prefix
         await target(scope, receive, send)
+
+
+def _one_id(send: Send) -> Send:
+    """Return a `send` that leaves one `x-request-id`: on its own way Ray adds a copy to an answer that has it."""
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            seen, kept = False, []
+            for header in message.get("headers", ()):
+                is_id = bytes(header[0]).lower() == b"x-request-id"
+                if not (is_id and seen):
+                    kept.append(header)
+                seen |= is_id
+            message = {**message, "headers": kept}
+        await send(message)
+
+    return sending
 
 
 def straight() -> list[Middleware]:

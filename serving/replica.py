@@ -49,6 +49,10 @@ class Replica:
         self.peers: Peers | None = None
         self.layers: Any = None
 
+    def reconfigure(self, told: dict[str, Any]) -> None:
+        """Learn how many replicas the model has (called by Ray Serve at the start and when that changes)."""
+        FACTS.replicas = int(told.get("replicas", self.model.replicas))
+
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Start the engine, answer one image through the whole path, and return the app (called once by Ray Serve)."""
         if self.stack.lane is not None:
@@ -62,8 +66,7 @@ class Replica:
         await start_layers(app)
         self.router.canary = Canary(app, self.model.name, self.stack.ready.within_s, self.model.images_per_prompt > 0)
         await self.router.canary.start()
-        prefix = "" if len(self.stack.models) == 1 else self.model.prefix
-        Straight.target, Straight.prefix = app, prefix
+        Straight.target, Straight.prefix = app, self.model.prefix
         return app
 
     async def check_health(self) -> None:

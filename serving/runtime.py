@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import importlib.util
+import json
 import logging
 import os
 import shutil
@@ -18,12 +19,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from models.support.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
-    from serving.stack import Model, Stack
+    from serving.stack import Stack
 
 
 def fast_path_environment(folder: Path, metrics_port: int, stats_port: int) -> dict[str, str]:
@@ -108,6 +109,10 @@ def check_port(host: str, port: int) -> None:
             ) from error
 
 
+ROOM = 256
+"""Replicas that may be added while the stack runs; Ray only counts them."""
+
+
 def start_ray(stack: Stack, folder: Path, tries: int = 3) -> None:
     """Start Ray's processes on this machine; again when it gives up (it waits 30 s, too short for a busy machine).
 
@@ -124,7 +129,7 @@ def start_ray(stack: Stack, folder: Path, tries: int = 3) -> None:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 _node_ip_address="127.0.0.1",
-                num_cpus=sum(model.replicas for model in stack.models) + 2,
+                num_cpus=sum(model.replicas for model in stack.models) + ROOM,
                 object_store_memory=256 * 2**20,
                 _temp_dir=str(folder),
             )
@@ -164,10 +169,9 @@ def deploy(stack: Stack) -> None:
     """Start deploying every model of the stack, and the front when there are several; returns at once."""
     from ray import serve
     from ray.exceptions import RayError
-    from ray.serve.api import RunTarget
     from ray.serve.config import HTTPOptions
 
-    from serving.front import bind_front
+    from serving.deployments import run, targets_of
 
     for number in range(3):
         try:
@@ -182,42 +186,7 @@ def deploy(stack: Stack) -> None:
                 raise CheckFailed(
                     "Ray Serve's proxy did not start", value=str(error)[:300], fix="see `fovea doctor`"
                 ) from error
-    single = len(stack.models) == 1
-    targets = [
-        RunTarget(bind_replica(stack, model), name=model.name, route_prefix="/" if single else model.prefix)
-        for model in stack.models
-    ]
-    if not single:
-        targets.append(RunTarget(bind_front(stack), name="front", route_prefix="/"))
-    serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-
-
-def bind_replica(stack: Stack, model: Model) -> Any:
-    """Return the Ray Serve application of one model."""
-    from ray import serve
-
-    from serving.engine import engine_environment
-    from serving.replica import Replica
-    from serving.stack import REGISTRY
-
-    if model.source.startswith(REGISTRY):  # resolved once: every replica serves the same version
-        model = model.model_copy(update={"source": model.path})
-        stack = stack.model_copy(update={"models": [model if one.name == model.name else one for one in stack.models]})
-
-    deployment: Any = serve.deployment(serve.ingress()(Replica))
-    return deployment.options(
-        name=model.name,
-        num_replicas=model.replicas,
-        max_ongoing_requests=100_000,  # the layer `admit` limits, with a 503 that says so
-        graceful_shutdown_timeout_s=stack.drain_s,
-        health_check_period_s=10,
-        health_check_timeout_s=30,
-        ray_actor_options={
-            "num_cpus": 1,
-            "num_gpus": model.gpus,
-            "runtime_env": {"env_vars": engine_environment(model)},
-        },
-    ).bind(stack.model_dump(mode="json"), model.name)
+    run(targets_of(stack))
 
 
 def wait_until_running(
@@ -229,6 +198,8 @@ def wait_until_running(
         CheckFailed: a model could not be started; the message has the engine's own reason.
     """
     from ray import serve
+
+    from serving.parts import FRONT
 
     told: dict[str, str] = {}
     deadline = time.monotonic() + timeout_s
@@ -243,39 +214,64 @@ def wait_until_running(
                     application.status == "UNHEALTHY" or "failed to start" in deployment.message
                 ):
                     raise CheckFailed("the model could not be started", field=name, value=reason_of(deployment.message))
-        expected = len(stack.models) + (len(stack.models) > 1)
-        if len(applications) == expected and all(a.status == "RUNNING" for a in applications.values()):
+        expected = {model.name for model in stack.models} | (set() if stack.single else {FRONT})
+        found = [application for name, application in applications.items() if name in expected]
+        if len(found) == len(expected) and all(application.status == "RUNNING" for application in found):
             return True
         if stop.wait(0.2):
             return False
     raise CheckFailed(f"not ready after {timeout_s:g} s", field=", ".join(n for n, s in told.items() if s != "RUNNING"))
 
 
-def wait_until_answering(stack: Stack, stop: threading.Event, timeout_s: float = 60) -> None:
-    """Wait until the public port answers `/ready` with 200 (the proxy learns of replicas a moment later than we do).
+def wait_until_answering(stack: Stack, stop: threading.Event, timeout_s: float = 60, path: str = "/ready") -> None:
+    """Wait until the public port answers `path` with 200 (the proxy learns of replicas a moment later than we do).
 
     Raises:
         CheckFailed: it did not within `timeout_s`.
     """
-    host = "127.0.0.1" if stack.listen.host in ("0.0.0.0", "localhost") else stack.listen.host
     deadline, said = time.monotonic() + timeout_s, "nothing"
     while not stop.is_set():
-        connection = http.client.HTTPConnection(host, stack.listen.port, timeout=5)
-        try:
-            connection.request("GET", "/ready")
-            answer = connection.getresponse()
-            said = f"{answer.status} {answer.read(200)!r}"
-            if answer.status == 200:
-                return
-        except OSError as error:
-            said = type(error).__name__
-        finally:
-            connection.close()
+        status, body = _get(stack, path)
+        if status == 200:
+            return
+        said = f"{status} {body[:200]!r}" if status else body.decode()
         if time.monotonic() > deadline:
             raise CheckFailed(
                 f"the stack runs but does not answer on its port after {timeout_s:g} s", field="listen", value=said
             )
         time.sleep(0.05)
+
+
+def wait_until_told(stack: Stack, stop: threading.Event, timeout_s: float = 60) -> None:
+    """Wait until every front that answers knows the stack's models: ten answers in a row that name them and no others.
+
+    Raises:
+        CheckFailed: they did not within `timeout_s`.
+    """
+    names, deadline, good = {model.name for model in stack.models}, time.monotonic() + timeout_s, 0
+    while good < 10 and not stop.is_set():
+        _, body = _get(stack, "/health")
+        try:
+            good = good + 1 if set(json.loads(body).get("models", ())) == names else 0
+        except ValueError:
+            good = 0
+        if time.monotonic() > deadline:
+            raise CheckFailed(f"the front did not learn of its models within {timeout_s:g} s", value=body[:200])
+        time.sleep(0.02)
+
+
+def _get(stack: Stack, path: str) -> tuple[int, bytes]:
+    """Return status and body of an answer of the public port; 0 and the error's name when there is none."""
+    host = "127.0.0.1" if stack.listen.host in ("0.0.0.0", "localhost") else stack.listen.host
+    connection = http.client.HTTPConnection(host, stack.listen.port, timeout=5)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        return 0, type(error).__name__.encode()
+    finally:
+        connection.close()
 
 
 def stop_serve() -> None:

@@ -23,6 +23,8 @@ from serving.recall.section import Recall
 from serving.section import Section
 from serving.tenants import Admission, Identify
 
+NO_MODEL = "-"
+"""In a tenant's `models`: none of those that an application knows of.  No model can have that name."""
 EMBEDDED = Path(__file__).resolve().parent.parent / "models" / "embedded"
 EMBEDDED_NAMES = ("qwen2_5_vl", "paligemma")
 RESERVED = ("v1", "health", "ready", "metrics")
@@ -181,6 +183,11 @@ class Stack(Section):
 
     listen: Listen = Field(default_factory=Listen, description="Address and port of the public endpoint.")
     models: list[Model] = Field(min_length=1, description="What it serves.")
+    front: Literal["auto", "always"] = Field(
+        "auto",
+        description="`/v1` of several models is answered by a front that forwards by `model`. `always`: also where "
+        "there is one model, so that others can be added while it serves.",
+    )
     limits: Limits | None = Field(
         default_factory=Limits, description="Size and concurrency limits; null switches them off."
     )
@@ -194,6 +201,11 @@ class Stack(Section):
     money: Tariff | None = Field(None, description="Dollars per tenant and model, and what a vendor would charge.")
     ready: Ready = Field(default_factory=Ready, description="Readiness probe.")
     drain_s: float = Field(60.0, gt=0, description="On SIGTERM, how long running requests may take to finish, seconds.")
+
+    @property
+    def single(self) -> bool:
+        """Whether the only model answers at `/` itself, without the front."""
+        return len(self.models) == 1 and self.front == "auto"
 
     @model_validator(mode="after")
     def _open_only_if_asked(self) -> Self:
@@ -209,7 +221,7 @@ class Stack(Section):
         names = [model.name for model in self.models]
         tenants = self.identify.tenants if self.identify else []
         for tenant in tenants:
-            unknown = sorted(set(tenant.models or ()) - set(names))
+            unknown = sorted(set(tenant.models or ()) - {*names, NO_MODEL})
             if unknown:
                 raise ValueError(
                     f"identify.tenants: {tenant.name!r} may use {unknown[0]!r}, which this stack does not serve; "
@@ -242,7 +254,7 @@ class Stack(Section):
             twice = sorted({v for v in values if values.count(v) > 1})
             if twice:
                 raise ValueError(f"models: {what} {twice[0]!r} is used twice; give each model its own")
-        if len(self.models) > 1:
+        if not self.single:
             prefixes = [model.prefix for model in self.models]
             for model in self.models:
                 first = model.prefix.split("/")[1]

@@ -161,7 +161,7 @@ class Recall:
     async def _purge(self, exchange: Exchange, send: Send) -> None:
         if exchange.identity is None and not self.local:
             raise ApiError(403, "This needs a key of a role that may operate.", kind="role_not_allowed")
-        if self.section.store == "memory" and self.model.replicas > 1:
+        if self.section.store == "memory" and max(FACTS.replicas, self.model.replicas) > 1:
             text = (
                 "Each replica keeps its own answers here; name a file or a server as `recall.store` to purge them all."
             )

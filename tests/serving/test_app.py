@@ -21,7 +21,33 @@ def test_a_model_becomes_its_deployment() -> None:
     deployment = build({"stack": STACK, "model": "a"})._bound_deployment
     assert deployment.name == "a" and deployment.num_replicas == 3
     stack, name = deployment.init_args
-    assert name == "a" and stack["models"][1]["name"] == "b"
+    assert name == "a" and [one["name"] for one in stack["models"]] == ["a"]
+
+
+def test_what_becomes_of_other_models_starts_nothing_anew() -> None:
+    def version(models: list[dict[str, Any]], **more: Any) -> str:
+        return str(build({"stack": {"models": models, **more}, "model": "a"})._bound_deployment.version)
+
+    a, b = STACK["models"]
+    keys = {"keys": "k.db", "tenants": [{"name": "t", "models": ["a"]}, {"name": "u", "models": ["b"]}]}
+    more = {**keys, "tenants": [{"name": "t", "models": ["a", "c"]}, {"name": "u", "models": ["c"]}]}
+    c = {**b, "name": "c"}
+    assert version([a, b]) == version([a]) == version([{**a, "replicas": 1}, c])
+    assert version([a, b], identify=keys) == version([a, c], identify=more)
+    assert len({version([a]), version([{**a, "max_model_len": 64}]), version([a], lane={}), version([a, b])}) == 3
+    fronts = [build({"stack": {"models": models}})._bound_deployment for models in ([a, b], [a, c])]
+    assert fronts[0].version == fronts[1].version and fronts[0].user_config["models"] == {"a": "/a", "b": "/b"}
+
+
+def test_the_front_needs_no_models_in_its_arguments() -> None:
+    deployment = build({"stack": {"limits": {"concurrent": 7}}})._bound_deployment
+    assert deployment.name == "front" and deployment.init_args[0]["limits"]["concurrent"] == 7
+
+
+def test_a_tenant_of_other_models_may_not_use_this_one() -> None:
+    stack = {**STACK, "identify": {"keys": "k.db", "tenants": [{"name": "u", "models": ["b"]}]}}
+    part, _ = build({"stack": stack, "model": "a"})._bound_deployment.init_args
+    assert part["identify"]["tenants"][0]["models"] == ["-"]
 
 
 def test_without_a_model_it_is_the_front() -> None:

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from serving.front import Forward
+from serving.front import Forward, Front
 from serving.layers.admit import Admit
 from serving.layers.record import Record
+from serving.parts import front_part
 from serving.stack import Model, Stack
 from tests.serving.asgi import JSON, Answer, call, scope_of
 
+ROUTES = {"a": "/a", "b": "/b"}
 OWN = Model(name="front", source="front")
 
 
@@ -30,6 +32,7 @@ class Upstream:
         self.left = asyncio.Event()
         self.arrived = asyncio.Event()
         self.ready = 200
+        self.knows: dict[str, str] = {}
         self.closed_to: tuple[str, ...] = ()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
@@ -46,6 +49,8 @@ class Upstream:
             if self.ready == 502:
                 return web.Response(status=503, text="<html>No server is available</html>")
             return web.json_response({"status": "ok" if self.ready == 200 else "not ready"}, status=self.ready)
+        if path.startswith("/v1/responses/") and self.knows.get(path.split("/")[3]) != model:
+            return web.json_response({"error": f"of {model}"}, status=404)
         if path == "/metrics":
             return web.Response(text="m 1\n")
         if path == "/v1/stream":
@@ -96,7 +101,7 @@ def stack(port: int) -> Stack:
 
 @pytest.fixture
 async def front(upstream: Upstream) -> AsyncIterator[Any]:
-    forward = Forward(stack(upstream.port))
+    forward = Forward(stack(upstream.port), ROUTES)
     yield Record(Admit(forward, forward.stack, OWN), forward.stack, OWN)
     if forward.session is not None:
         await forward.session.close()
@@ -201,13 +206,47 @@ async def test_an_unknown_model(front: Any, upstream: Upstream) -> None:
 
 async def test_what_is_no_json(front: Any) -> None:
     assert (await ask(front, b"\xff")).status == 400
-    assert (await call(front, scope_of("GET", "/v1/responses/x"))).status == 400
+    assert (await call(front, scope_of("GET", "/v1/other/x"))).status == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/v1/responses/resp_b"), ("POST", "/v1/responses/resp_b/cancel"), ("DELETE", "/v1/responses/resp_b")],
+)
+async def test_a_stored_response_is_found_at_whichever_model_has_it(
+    front: Any, upstream: Upstream, method: str, path: str
+) -> None:
+    upstream.knows = {"resp_b": "b"}
+    answer = await call(front, scope_of(method, path))
+    assert answer.status == 200 and json.loads(answer.body) == {"model": "b", "path": path}
+    assert [request.path for request in upstream.requests] == [f"/a{path}", f"/b{path}"]
+    upstream.knows = {"resp_b": "nobody"}
+    answer = await call(front, scope_of(method, path))
+    assert answer.status == 404 and json.loads(answer.body) == {"error": "of b"}
+
+
+async def test_a_model_is_asked_about_by_its_path(front: Any, upstream: Upstream) -> None:
+    assert json.loads((await call(front, scope_of("GET", "/v1/models/b"))).body)["model"] == "b"
+    assert (await call(front, scope_of("GET", "/v1/models/c"))).status == 404
+
+
+async def test_models_come_and_go(upstream: Upstream) -> None:
+    one = Front(front_part(stack(upstream.port)).model_dump(mode="json"))
+    one.reconfigure({"models": {"a": "/a"}})
+    app = await one.__serve_build_asgi_app__()
+    assert (await ask(app, {"model": "b"})).status == 404
+    one.reconfigure({"models": ROUTES})
+    assert json.loads((await ask(app, {"model": "b"})).body)["model"] == "b"
+    one.reconfigure({})
+    assert (await ask(app, {"model": "a"})).error["code"] == "unknown_model"
+    assert (await call(app, scope_of("GET", "/metrics"))).status == 400
+    await one.__del__()
 
 
 async def test_nobody_behind() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        forward = Forward(stack(probe.getsockname()[1]))
+        forward = Forward(stack(probe.getsockname()[1]), ROUTES)
         front = Record(Admit(forward, forward.stack, OWN), forward.stack, OWN)
         answer = await ask(front, {"model": "a"})
         assert (
@@ -260,7 +299,8 @@ async def test_websockets_are_closed_and_lifespan_is_answered(front: Any) -> Non
 )
 def test_where_the_models_are(host: str, base: str) -> None:
     listen = {"host": host, "port": 1, "public": True}
-    assert Forward(Stack.model_validate({"models": [{"name": "a", "source": "x"}], "listen": listen})).base == base
+    whole = Stack.model_validate({"models": [{"name": "a", "source": "x"}], "listen": listen})
+    assert Forward(whole, {}).base == base
 
 
 async def test_a_key_reaches_the_models_and_only_the_allowed_are_listed(front: Any, upstream: Upstream) -> None:

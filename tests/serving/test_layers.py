@@ -241,7 +241,9 @@ async def test_more_than_the_limit_get_503_and_no_queue() -> None:
     assert answer.status == 503 and answer.header(b"retry-after") == b"3" and answer.error["code"] == "overloaded"
     assert (await call(whole, scope_of("GET", "/health"))).status == 200  # probes are always let in
     assert (await call(whole, scope_of("GET", "/model/metrics"))).status == 200
+    canary = asyncio.create_task(call(whole, post() | {"fovea.canary": True}, {}))
     release.set()
+    assert (await canary).status == 200  # a replica that is full is well
     assert [answer.status for answer in await asyncio.gather(*tasks)] == [200, 200]
     assert (await call(whole, post(), {})).status == 200
 

@@ -198,6 +198,17 @@ async def test_a_client_can_be_the_canary() -> None:
 # Ray's listener
 
 
+async def test_on_rays_own_way_an_answer_has_one_request_id_too() -> None:
+    async def ray(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"x-request-id", b"a"), (b"x-other", b"1"), (b"X-Request-ID", b"a"), (b"x-other", b"2")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    answer = await call(Straight(ray), scope_of("GET", "/v1/models"))
+    assert answer.headers == [(b"x-request-id", b"a"), (b"x-other", b"1"), (b"x-other", b"2")]
+    assert answer.body == b"ok"
+
+
 async def test_requests_go_straight_to_the_target() -> None:
     seen: list[tuple[str, str, str]] = []
 
