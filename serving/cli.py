@@ -127,7 +127,7 @@ def serve(
         stop: set by the caller to end; signals set it too.
         again: reads the stack anew, on SIGHUP; raises what is wrong with it.
     """
-    from serving import runtime
+    from serving import processes, runtime
 
     stop = stop or threading.Event()
     interrupts, hangups = 0, threading.Semaphore(0)
@@ -140,11 +140,13 @@ def serve(
         interrupts += 1
         stop.set()
         if interrupts > 2:
+            processes.kill_all()
             os._exit(130)
 
     def listen_for_signals() -> dict[int, Any]:
         if threading.current_thread() is not threading.main_thread():
             return {}
+        processes.adopt()
         handlers: dict[int, Any] = {signal.SIGTERM: on_signal, signal.SIGINT: on_signal}
         if again is not None:
             handlers[signal.SIGHUP] = on_hangup
