@@ -1,6 +1,7 @@
 """The `fovea` command: one sub-command per folder, each imported only when it is asked for.
 
-Exit codes: 0 ok, 1 the check failed, 2 bad usage or input.  Every command takes `--json`.
+Exit codes: 0 ok, 1 the check failed, 2 bad usage or input.  Every command takes `--json`: standard output is then one
+JSON document, the result or else the error (of `serve` and `batch watch`, one object a line).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from typing import Any, TextIO, cast
 
 from models.support.errors import FoveaError
 
@@ -32,6 +35,23 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+STREAMS = ("serve", "batch")  # with --json they print objects as things happen, an error being the last
+
+
+class _Noted:
+    """Standard output that remembers whether anything was written."""
+
+    def __init__(self, out: TextIO):
+        self.out, self.written = out, False
+
+    def write(self, text: str) -> int:
+        self.written = self.written or bool(text)
+        return self.out.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.out, name)
+
+
 def build_parser(command: str | None) -> argparse.ArgumentParser:
     """Return the parser; only `command`'s own arguments are filled in (its module is imported)."""
     parser = argparse.ArgumentParser(prog="fovea", description="Self-hosted serving of vision-language models.")
@@ -49,10 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args_list = list(sys.argv[1:] if argv is None else argv)
     command = next((a for a in args_list if not a.startswith("-")), None)
     args = build_parser(command).parse_args(args_list)
+    out = _Noted(sys.stdout)
     try:
-        return int(args.run(args))
+        with redirect_stdout(cast(TextIO, out)):
+            return int(args.run(args))
     except FoveaError as error:
-        if getattr(args, "json", False):
+        # a check that fails after its report was printed must not add a second document to it
+        if getattr(args, "json", False) and (not out.written or args.command in STREAMS):
             print(json.dumps({"error": error.as_dict()}))
         print(f"fovea {args.command}: {error}", file=sys.stderr)
         return error.exit_code

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
 import tomllib
+import types
 from pathlib import Path
 
 import pytest
 
 import fovea
+from models.support.errors import CheckFailed
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -86,3 +89,24 @@ def test_the_installed_command_is_this_one() -> None:
 
     (found,) = entry_points(group="console_scripts", name="fovea")
     assert found.load() is fovea.main
+
+
+def test_json_is_one_document_whether_or_not_a_check_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(says: str) -> None:
+        def run(args: argparse.Namespace) -> int:
+            print(says, end="")
+            raise CheckFailed("too slow", field="p95")
+
+        module = types.ModuleType("command_for_a_test")
+        module.add_arguments = lambda parser: parser.set_defaults(run=run, json=True)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setitem(fovea.COMMANDS, "try", (module.__name__, "a command"))
+        assert fovea.main(["try"]) == 1
+
+    command('{"p95": 3}')
+    told = capsys.readouterr()
+    assert json.loads(told.out) == {"p95": 3} and told.err == "fovea try: p95: too slow\n"
+    command("")
+    assert json.loads(capsys.readouterr().out)["error"]["message"] == "too slow"

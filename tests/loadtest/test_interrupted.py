@@ -121,7 +121,7 @@ def test_a_disk_that_fills_up_in_the_run(serve: Serve, prompts: str, tmp_path: P
     with fovea(*words, preexec_fn=small_files(size)) as process:
         out, error = process.communicate(timeout=120)
     assert process.returncode == 1
-    data = json.JSONDecoder().raw_decode(out)[0]
+    data = json.loads(out)
     assert data["partial"] and "File too large" in data["failures"][0]
     assert 300 <= data["requests"] <= 1100
     assert "the run ended early" in error and error.count("\n") == 1

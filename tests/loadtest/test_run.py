@@ -15,23 +15,23 @@ from tests.loadtest.conftest import config_for
 from tests.loadtest.server import Plan, Server
 
 Serve = Callable[..., Server]
-STALL, LENGTH, BASE = 2.0, 12.0, 0.01
+STALL, LENGTH, BASE = 0.8, 4.0, 0.005
 
 
 def run_with_stall(server: Server, prompts: str, **load: Any) -> dict[str, Any]:
-    """Run 12 s of load with a stall of 2 s planted at second 5."""
+    """Run 4 s of load with a stall of 0.8 s planted at second 1.5."""
     config = config_for(server, prompts, duration_s=LENGTH, check_model=False, stream=False, **load)
-    return run_load(config, on_begin=lambda start: server.stall(start + 5.0, STALL)).data
+    return run_load(config, on_begin=lambda start: server.stall(start + 1.5, STALL)).data
 
 
 def test_a_planted_stall_is_seen_in_full_only_from_the_intended_send(serve: Serve, prompts: str) -> None:
-    """The defining property.  Truth: requests that arrive t seconds into the stall wait 2 - t seconds more.
+    """The defining property.  Truth: requests that arrive t seconds into the stall wait 0.8 - t seconds more.
 
-    A share of 2/12 of Poisson arrivals falls into the stall, so the latency above which 1 % lie is 2 s minus 1 % of
-    12 s, plus the base: 1.89 s.  One user in a closed loop sends a single request into the stall.
+    A fifth of Poisson arrivals falls into the stall, so the latency above which 1 % lie is 0.8 s minus 1 % of 4 s,
+    plus the base: 0.765 s.  One user in a closed loop sends a single request into the stall.
     """
     truth_ms = 1e3 * (BASE + STALL - 0.01 * LENGTH)
-    opened = run_with_stall(serve(Plan(first_s=BASE)), prompts, rate=100)
+    opened = run_with_stall(serve(Plan(first_s=BASE)), prompts, rate=200)
     p99 = opened["latency_ms"]["p99"]
     assert p99["low"] <= truth_ms <= p99["high"]
     assert abs(p99["value"] / truth_ms - 1) < 0.15
@@ -272,6 +272,9 @@ def test_nothing_but_errors_fails_the_check(serve: Serve, prompts: str, capsys: 
     words = ["--url", server.url, "--model", "m", "--workload", prompts, "--concurrency", "1", "--requests", "2"]
     code, text, error = fovea(capsys, *words)
     assert code == 1 and "not one request succeeded" in error and "http_503" in text
+    code, text, error = fovea(capsys, *words, "--json")
+    assert code == 1 and "not one request succeeded" in error
+    assert json.loads(text)["errors"] == 2, "one document: the report, and not the error after it"
 
 
 CLASSES = """
