@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import orjson
 
+from serving.autoscale import stats
 from serving.errors import ApiError
 from serving.exchange import exchange_of
 from serving.layers.admit import Admit
@@ -23,6 +24,7 @@ from serving.layers.record import Record
 from serving.middleware import Straight
 from serving.parts import FRONT, front_part, version_of
 from serving.stack import Stack
+from serving.tracing import Tracing
 
 if TYPE_CHECKING:
     import aiohttp
@@ -61,6 +63,7 @@ class Front:
     def __init__(self, stack: dict[str, Any]):
         self.stack = Stack.model_validate(stack)
         self.forward = Forward(self.stack, {})
+        self.tracing: Tracing | None = None
 
     def reconfigure(self, told: dict[str, Any]) -> None:
         """Learn which models there are (called by Ray Serve at the start and when that changes)."""
@@ -68,8 +71,16 @@ class Front:
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         own = self.stack.models[0]
-        Straight.target = Record(Admit(self.forward, self.stack, own), self.stack, own)
+        traces = self.stack.traces
+        self.tracing = Tracing(traces, FRONT) if traces else None
+        forward = self.tracing.layer(self.forward, "forward") if self.tracing else self.forward
+        app: ASGIApp = Record(Admit(forward, self.stack, own), self.stack, own)
+        Straight.target = self.tracing.entry(app) if self.tracing else app
         return Straight.target
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return what Ray Serve scales by (called by it where the number of replicas is not fixed)."""
+        return stats()
 
     async def drain(self) -> int:
         """Refuse new requests from now on and return how many are still running."""
@@ -79,6 +90,8 @@ class Front:
     async def __del__(self) -> None:
         if self.forward.session is not None:
             await self.forward.session.close()
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.provider.shutdown)
 
 
 class Forward:

@@ -46,6 +46,7 @@ def front_part(stack: Stack) -> Stack:
         limits=stack.limits,
         media=None,
         metrics=stack.metrics,
+        traces=stack.traces,
         drain_s=stack.drain_s,
     )
 

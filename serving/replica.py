@@ -10,12 +10,14 @@ import base64
 import contextlib
 import io
 import logging
+import os
 import re
 import time
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from serving.autoscale import stats
 from serving.engine import image_token_counter, start_engine
 from serving.errors import ApiError
 from serving.exchange import api_path
@@ -26,6 +28,7 @@ from serving.layers.screen import CHAT
 from serving.middleware import Straight
 from serving.peers import Peers
 from serving.stack import Stack
+from serving.tracing import engine_environment
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -57,6 +60,9 @@ class Replica:
         """Start the engine, answer one image through the whole path, and return the app (called once by Ray Serve)."""
         if self.stack.lane is not None:
             self.model.engine_args.setdefault("scheduling_policy", "priority")
+        if self.stack.traces is not None and self.stack.traces.engine:
+            os.environ.update(engine_environment(self.stack.traces, self.model.name))
+            self.model.engine_args.setdefault("otlp_traces_endpoint", self.stack.traces.endpoint)
         self.engine = await start_engine(self.model, self.stack.media)
         self.peers = await Peers.start(self.model.name) if self.stack.metrics else None
         self.router = Router(self.engine, self.stack, self.model.name, self.peers)
@@ -73,6 +79,11 @@ class Replica:
         """Raise when the engine is dead, so that Ray Serve replaces the replica."""
         if self.engine is not None:
             await self.engine.client.check_health()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return what Ray Serve scales by (called by it where the number of replicas is not fixed)."""
+        canary = self.router.canary if self.router is not None else None
+        return stats(own=int(canary is not None and canary.asking))
 
     async def drain(self) -> int:
         """Refuse new requests from now on and return how many are still running."""
@@ -151,6 +162,7 @@ class Canary:
     def __init__(self, app: ASGIApp, name: str, within_s: float, image: bool):
         self.app, self.within_s, self.answered = app, within_s, float("-inf")
         self.problem = "no image was answered yet"
+        self.asking = False
         content: Any = "ok?"
         if image:
             from PIL import Image
@@ -208,6 +220,7 @@ class Canary:
             "headers": [(b"content-type", b"application/json"), (b"x-request-id", b"canary")],
             "fovea.canary": True,
         }  # fmt: skip
+        self.asking = True
         try:
             async with asyncio.timeout(self.within_s):
                 await self.app(scope, receive, send)
@@ -218,6 +231,8 @@ class Canary:
             self.problem = f"the canary failed: {type(error).__name__}"
             logger.exception("canary failed")
             return
+        finally:
+            self.asking = False
         if status == 200:
             self.answered = time.monotonic()
         else:

@@ -22,6 +22,7 @@ from serving.lane import Lane
 from serving.recall.section import Recall
 from serving.section import Section
 from serving.tenants import Admission, Identify
+from serving.tracing import Traces
 
 NO_MODEL = "-"
 """In a tenant's `models`: none of those that an application knows of.  No model can have that name."""
@@ -199,6 +200,7 @@ class Stack(Section):
     batches: Batches | None = Field(None, description="Files of requests: `/v1/files` and `/v1/batches`.")
     metrics: bool = Field(True, description="Count and time requests, and serve `/metrics`.")
     money: Tariff | None = Field(None, description="Dollars per tenant and model, and what a vendor would charge.")
+    traces: Traces | None = Field(None, description="OpenTelemetry traces, a span for every layer.")
     ready: Ready = Field(default_factory=Ready, description="Readiness probe.")
     drain_s: float = Field(60.0, gt=0, description="On SIGTERM, how long running requests may take to finish, seconds.")
 

@@ -19,6 +19,7 @@ from serving.layers.quota import Quota
 from serving.layers.recall import Recall
 from serving.layers.record import Record
 from serving.layers.screen import Look, Screen
+from serving.tracing import Entry, Span, Tracing
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -41,16 +42,21 @@ LAYERS: tuple[tuple[Callable[[Stack], object], type[Any]], ...] = (
 
 
 def build_layers(app: ASGIApp, stack: Stack, model: Model) -> ASGIApp:
-    """Return `app` behind every layer that `stack` has a section for."""
+    """Return `app` behind every layer that `stack` has a section for, each in a span of its own if it is traced."""
+    tracing = Tracing(stack.traces, model.name) if stack.traces else None
+    if tracing:
+        app = tracing.layer(app, "engine")
     for enabled, layer in reversed(LAYERS):
         if enabled(stack):
             app = layer(app, stack, model)
+            if tracing:
+                app = tracing.entry(app) if layer is Record else tracing.layer(app, layer.__name__.lower())
     return app
 
 
 def layers_of(app: ASGIApp) -> list[Any]:
     """Return the layers that `build_layers` put around an app, outermost first."""
-    kinds = tuple(layer for _, layer in LAYERS)
+    kinds: tuple[type[Any], ...] = (*(layer for _, layer in LAYERS), Entry, Span)
     found: list[Any] = []
     inner: Any = app
     while isinstance(inner, kinds):
