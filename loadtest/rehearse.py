@@ -8,6 +8,7 @@ before), and what happens during the fault is the drill's own expectation.
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -75,7 +76,7 @@ class Verdict:
         return dict(self.__dict__)
 
 
-class Drill:
+class Drill(ABC):
     """One drill.
 
     Args:
@@ -89,9 +90,9 @@ class Drill:
         """Return why this drill cannot run, or an empty string."""
         return ""
 
+    @abstractmethod
     def run(self, setting: Setting) -> Verdict:
         """Run the drill."""
-        raise NotImplementedError
 
 
 class Parts:

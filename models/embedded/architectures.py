@@ -7,6 +7,7 @@ training batch in which all pictures have one size, which lets one attention cal
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,9 +77,9 @@ class Architecture(ABC):
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the complete checkpoint (bf16 safetensors, configurations, tokenizer, processor, template)."""
 
+    @abstractmethod
     def grid(self, width: int, height: int) -> tuple[int, int]:
         """Return (rows, columns) of picture tokens for a picture of that size in pixels."""
-        raise NotImplementedError
 
     def _save_common(self, model: nn.Module, folder: Path) -> None:
         import torch
@@ -88,14 +89,32 @@ class Architecture(ABC):
         self.make_processor().save_pretrained(folder)
 
 
+@dataclass(frozen=True)
+class QwenSize:
+    """How large a Qwen2.5-VL is; every head, of the language model and of the tower, is 32 wide.
+
+    The default is the embedded model's (2.9 M weights); its tokenizer and processor serve all sizes.
+    """
+
+    width: int = 192
+    mlp: int = 512
+    layers: int = 4
+    heads: int = 6
+    kv_heads: int = 2
+    tower_width: int = 128
+    tower_mlp: int = 384
+    tower_layers: int = 4
+
+
 class QwenVL(Architecture):
     """Qwen2.5-VL with 8-pixel patches: a 64x64 picture becomes 4x4 tokens; every picture is scaled to about 64x64."""
 
     name = "qwen2_5_vl"
     patch, merge, least, most = 8, 2, 48 * 64, 64 * 64
 
-    def __init__(self) -> None:
+    def __init__(self, size: QwenSize | None = None) -> None:
         super().__init__()
+        self.size = size or QwenSize()
         self.ids = {token: self.tokenizer.convert_tokens_to_ids(token) for token in self.tokenizer.all_special_tokens}
         self.answer_end = self.ids["<|im_end|>"]
 
@@ -106,15 +125,16 @@ class QwenVL(Architecture):
         """Return the model configuration; vocabulary rounded up to a multiple of 64."""
         from transformers import Qwen2_5_VLConfig
 
+        size = self.size
         return Qwen2_5_VLConfig(
             architectures=["Qwen2_5_VLForConditionalGeneration"],
             text_config={
                 "vocab_size": -(-len(self.tokenizer) // 64) * 64,
-                "hidden_size": 192,
-                "intermediate_size": 512,
-                "num_hidden_layers": 4,
-                "num_attention_heads": 6,
-                "num_key_value_heads": 2,
+                "hidden_size": size.width,
+                "intermediate_size": size.mlp,
+                "num_hidden_layers": size.layers,
+                "num_attention_heads": size.heads,
+                "num_key_value_heads": size.kv_heads,
                 "max_position_embeddings": 2048,
                 "rms_norm_eps": 1e-6,
                 "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
@@ -124,15 +144,15 @@ class QwenVL(Architecture):
                 "tie_word_embeddings": True,
             },
             vision_config={
-                "depth": 4,
-                "hidden_size": 128,
-                "intermediate_size": 384,
-                "num_heads": 4,
+                "depth": size.tower_layers,
+                "hidden_size": size.tower_width,
+                "intermediate_size": size.tower_mlp,
+                "num_heads": size.tower_width // 32,
                 "patch_size": self.patch,
                 "spatial_merge_size": self.merge,
                 "window_size": 128,
-                "fullatt_block_indexes": [1, 3],
-                "out_hidden_size": 192,
+                "fullatt_block_indexes": list(range(1, size.tower_layers, 2)),
+                "out_hidden_size": size.width,
             },
             image_token_id=self.ids["<|image_pad|>"],
             video_token_id=self.ids["<|video_pad|>"],

@@ -44,21 +44,38 @@ def served_version(ref: str, store: str | None) -> Iterator[tuple[str, str]]:
         UsageError: there is no such version.
         CheckFailed: it is damaged, or the stack did not start (the end of its log is in the message).
     """
-    import yaml
-
     from models.registry import open_registry
 
     found = open_registry(store).resolve(ref)
+    with served_folder(found.folder, found.version.name, shown=found.version.ref) as url:
+        yield url, found.version.name
+
+
+@contextmanager
+def served_folder(source: Path | str, name: str, *, shown: str | None = None, **entry: Any) -> Iterator[str]:
+    """Serve a checkpoint with `fovea serve` on a free port of this machine; yield its address (ends in `/v1`).
+
+    Args:
+        source: folder of the checkpoint, or what else a stack's `source` takes.
+        shown: how errors call it; its name by default.
+        entry: more settings of the model in the stack.
+
+    Raises:
+        CheckFailed: the stack did not start (the end of its log is in the message).
+    """
+    import yaml
+
+    shown = shown or name
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    stack = {"models": [{"name": found.version.name, "source": str(found.folder)}], "listen": {"port": port}}
+    stack = {"models": [{"name": name, "source": str(source), **entry}], "listen": {"port": port}}
     with tempfile.TemporaryDirectory(prefix="fovea-evaluate-") as folder:
         path, log = Path(folder) / "stack.yaml", Path(folder) / "serve.log"
         path.write_text(yaml.safe_dump(stack), "utf-8")
         command = [sys.executable, "-m", "fovea", "serve", str(path), "--json"]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-        print(f"serving {found.version.ref} to ask it", file=sys.stderr)
+        print(f"serving {shown} to ask it", file=sys.stderr)
         with log.open("w") as errors:
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, start_new_session=True
@@ -67,8 +84,8 @@ def served_version(ref: str, store: str | None) -> Iterator[tuple[str, str]]:
             assert process.stdout is not None
             if not any(line.startswith("{") and json.loads(line).get("ready") for line in process.stdout):
                 end = " ".join(log.read_text("utf-8", "replace").split()[-40:])
-                raise CheckFailed(f"the stack did not start: {end}", field="version", value=found.version.ref)
-            yield f"http://127.0.0.1:{port}/v1", found.version.name
+                raise CheckFailed(f"the stack did not start: {end}", field="version", value=shown)
+            yield f"http://127.0.0.1:{port}/v1"
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
