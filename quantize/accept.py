@@ -12,7 +12,7 @@ from typing import Any
 
 from models.golden import GoldenItem
 from models.support.errors import CheckFailed
-from quantize.engine import EngineSettings, served
+from quantize.engine import EngineSettings, Held
 
 
 def drawn_picture() -> bytes:
@@ -27,11 +27,12 @@ def drawn_picture() -> bytes:
 
 
 def accept(
-    folder: Path, log: Path, item: GoldenItem | None, prompt_tokens: int | None, settings: EngineSettings
+    folder: Path, held: Held, item: GoldenItem | None, prompt_tokens: int | None, settings: EngineSettings
 ) -> dict[str, Any]:
     """Serve `folder`, ask one question about one picture, and return what came back.
 
     Args:
+        held: takes the engine; it goes on running after the call, for the gate or until `held` is closed.
         item: a calibration item; without one, a drawn picture.
         prompt_tokens: tokens of that item's prompt as the calibration saw them.
 
@@ -42,13 +43,13 @@ def accept(
     question = item.question if item is not None else "what color is the shape?"
     picture = item.image_bytes() if item is not None else drawn_picture()
     kind = item.media_type if item is not None else "image/png"
-    with served(folder, "candidate", log, settings) as engine:
-        reply = ask(engine.url, engine.name, question, picture, kind)
-        memory = engine.memory_bytes()
+    engine = held.start(folder, "candidate", settings)
+    reply = ask(engine.url, engine.name, question, picture, kind)
+    memory = engine.memory_bytes()
     text = reply["choices"][0]["message"]["content"]
     used = (reply.get("usage") or {}).get("prompt_tokens")
     if not isinstance(text, str) or not text.strip():
-        raise CheckFailed("the checkpoint loads but answers nothing", field="engine", value=text, fix=f"see {log}")
+        raise CheckFailed("the checkpoint loads but answers nothing", field="engine", value=text, fix=f"see {held.log}")
     if prompt_tokens is not None and used != prompt_tokens:
         message = f"calibration saw {prompt_tokens} prompt tokens where the engine has {used}"
         fix = "the checkpoint's template or processor is not the one that the engine uses"

@@ -95,6 +95,7 @@ def _add_ladder(parser: argparse.ArgumentParser) -> None:
     _add_calibration(parser)
     _add_golden(parser, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoints and the reports")
+    _add_register(parser)
     _add_engine(parser)
 
 
@@ -128,43 +129,34 @@ def _say(args: argparse.Namespace) -> Any:
     return say
 
 
-def _engine(args: argparse.Namespace) -> Any:
-    from quantize.engine import EngineSettings
-
-    return EngineSettings(max_model_len=args.max_model_len, kv_gib=args.kv_gib, kv_dtype=args.kv_dtype)
-
-
 def _run(args: argparse.Namespace) -> int:
     from models.support.errors import UsageError
-    from quantize.run import RunSettings, quantize
+    from quantize.engine import Held
+    from quantize.run import quantize
+    from quantize.settings import gate_settings, run_settings
 
     interruptible()
     for name in ("report", "register"):
         if args.golden is None and getattr(args, name) is not None:
             raise UsageError("is the gate's", field=name, value=str(getattr(args, name)), fix="give --golden too")
-    settings = RunSettings(
-        model=args.model,
+    settings = run_settings(
+        args,
         out=args.out,
         scheme=args.scheme,
         method=args.method,
         group=args.group,
-        calibration=args.calibration,
-        samples=args.samples,
-        traffic=args.traffic,
-        target=args.target,
         vision=args.quantize_vision,
-        seed=args.seed,
-        max_tokens=args.max_tokens,
         replace=args.replace,
-        engine=_engine(args),
     )
-    if args.golden is not None:
-        _check_golden(args)
-    manifest = quantize(settings, _say(args))
-    _print_run(args, manifest)
     if args.golden is None:
+        _print_run(args, quantize(settings, _say(args)))
         return 0
-    return _decide(args, args.model, args.out, args.report or args.out.with_name(f"{args.out.name}-gate"), manifest)
+    _check_golden(args)
+    comparison = gate_settings(args, args.out, args.report or args.out.with_name(f"{args.out.name}-gate"))
+    with Held(comparison.out / "candidate.log") as held:
+        manifest = quantize(settings, _say(args), held)
+        _print_run(args, manifest)
+        return _decide(args, comparison, manifest, held)
 
 
 def _check_golden(args: argparse.Namespace) -> None:
@@ -196,24 +188,12 @@ def _print_run(args: argparse.Namespace, manifest: dict[str, Any]) -> None:
     print(f"took        {manifest['seconds']['total']:.0f} s", file=told)
 
 
-def _decide(args: argparse.Namespace, model: str, candidate: Path, out: Path, manifest: dict[str, Any] | None) -> int:
-    from quantize.gate import GateSettings, run_gate
+def _decide(args: argparse.Namespace, settings: Any, manifest: dict[str, Any] | None = None, held: Any = None) -> int:
+    from quantize.gate import run_gate
 
-    settings = GateSettings(
-        parent=model,
-        candidate=candidate,
-        golden=args.golden,
-        out=out,
-        limit=args.limit,
-        seed=args.seed,
-        concurrency=args.concurrency,
-        thresholds=args.thresholds,
-        usd_per_hour=args.usd_per_hour,
-        engine=_engine(args),
-    )
-    report = run_gate(settings, _say(args))
+    report = run_gate(settings, _say(args), held)
     passed = report["verdict"]["outcome"] == "pass"
-    registered = _register(args, model, candidate, report) if passed and args.register else None
+    registered = _register(args, settings.candidate, report) if passed and args.register else None
     if args.json:
         more = {} if registered is None else {"registered": registered}
         print(
@@ -222,20 +202,24 @@ def _decide(args: argparse.Namespace, model: str, candidate: Path, out: Path, ma
             )
         )
     else:
-        print_gate(report, out)
-        if registered is not None:
-            print(f"registered  {registered['version']}, made from {registered['parent']}, in {registered['store']}")
+        print_gate(report, settings.out)
+        _print_registered(registered)
     return 0 if passed else 1
 
 
-def _register(args: argparse.Namespace, model: str, candidate: Path, report: dict[str, Any]) -> dict[str, str]:
+def _register(args: argparse.Namespace, candidate: Path, report: dict[str, Any]) -> dict[str, str]:
     import getpass
 
     from quantize.publish import publish
     from quantize.run import checkpoint_folder
 
     by = args.by or getpass.getuser()
-    return publish(args.register, checkpoint_folder(model), candidate, report, by=by, store=args.store)
+    return publish(args.register, checkpoint_folder(args.model), candidate, report, by=by, store=args.store)
+
+
+def _print_registered(registered: dict[str, str] | None) -> None:
+    if registered is not None:
+        print(f"registered  {registered['version']}, made from {registered['parent']}, in {registered['store']}")
 
 
 def print_gate(report: dict[str, Any], out: Path) -> None:
@@ -264,19 +248,27 @@ def print_gate(report: dict[str, Any], out: Path) -> None:
 
 
 def _gate(args: argparse.Namespace) -> int:
+    from quantize.settings import gate_settings
+
     interruptible()
-    return _decide(args, args.model, args.candidate, args.out, None)
+    return _decide(args, gate_settings(args, args.candidate, args.out))
 
 
 def _ladder(args: argparse.Namespace) -> int:
     from quantize.ladder import climb, parse_rungs, print_ladder
 
     interruptible()
-    result = climb(args, parse_rungs(args.rungs, args.target), _engine(args), _say(args))
+    result = climb(args, parse_rungs(args.rungs, args.target), _say(args))
+    registered = None
+    if result["passed"] is not None and args.register:
+        step = result["steps"][-1]
+        report = json.loads(Path(step["report"]).with_suffix(".json").read_text("utf-8"))
+        registered = _register(args, Path(step["folder"]), report)
     if args.json:
-        print(json.dumps(result, indent=2))
+        print(json.dumps(result if registered is None else {**result, "registered": registered}, indent=2))
     else:
         print_ladder(result, args.out)
+        _print_registered(registered)
     return 0 if result["passed"] is not None else 1
 
 

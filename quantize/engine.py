@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -136,6 +136,34 @@ def served(model: Path, name: str, log: Path, settings: EngineSettings | None = 
             end(process)
 
 
+class Held:
+    """A place for one engine that outlives the call that starts it: what proved a checkpoint goes on to the gate.
+
+    `log`: where its log goes.  Used as a context manager it ends the engine, whatever happened.
+    """
+
+    def __init__(self, log: Path):
+        self.log = log
+        self.engine: Served | None = None
+        self._stack = ExitStack()
+
+    def start(self, model: Path, name: str, settings: EngineSettings) -> Served:
+        """Serve `model` until `close`.  Raises CheckFailed as `served`."""
+        self.engine = self._stack.enter_context(served(model, name, self.log, settings))
+        return self.engine
+
+    def close(self) -> None:
+        """End the engine, if there is one."""
+        self.engine = None
+        self._stack.close()
+
+    def __enter__(self) -> Held:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
 def wait_ready(process: subprocess.Popen[bytes], port: int, log: Path, timeout_s: float = READY_S) -> None:
     """Wait until `/health` answers.  Raises CheckFailed with the engine's reason when it ends or takes too long."""
     deadline = time.monotonic() + timeout_s
@@ -160,13 +188,13 @@ def reason(log: Path) -> str:
     return re.sub(r"^.*?(?=\b[A-Z]\w*(Error|Exception): )", "", told[0])[:300]
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Stop the engine and its worker processes."""
+def end(process: subprocess.Popen[bytes], grace_s: float = 30.0) -> None:
+    """Stop a server and its worker processes; those that are still there after `grace_s` are killed."""
     if process.poll() is None:
         with suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(30)
+            process.wait(grace_s)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

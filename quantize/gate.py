@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from models.stats import mcnemar, paired_difference, quantile, wilson
 from models.support.errors import CheckFailed, UsageError
 from models.support.files import write_json
 from quantize import artifact
-from quantize.engine import EngineSettings, served
+from quantize.engine import EngineSettings, Held, Served, served
 from quantize.probe import Probe, divergence, picture_share, probe
 from quantize.recovery import recovery
 from quantize.run import checkpoint_folder, engine_for
@@ -71,8 +72,10 @@ class Side:
     probe: Probe
 
 
-def run_gate(settings: GateSettings, say: Say = lambda text: None) -> dict[str, Any]:
+def run_gate(settings: GateSettings, say: Say = lambda text: None, held: Held | None = None) -> dict[str, Any]:
     """Serve, ask, compare, decide; write report.json and report.html; return the report.
+
+    `held` may hold an engine that serves the candidate already: it is asked first, and ended.
 
     Raises:
         UsageError: wrong input.
@@ -98,10 +101,14 @@ def run_gate(settings: GateSettings, say: Say = lambda text: None) -> dict[str, 
         fix = "gate on other items than those calibrated on"
         raise UsageError("every picture was used to calibrate", field="golden", value=settings.golden, fix=fix)
     scheme = SCHEMES[manifest["scheme"]]
-    sides = {
-        "parent": one_side("parent", parent, items, settings, settings.engine, say),
-        "candidate": one_side("candidate", candidate, items, settings, engine_for(scheme, settings.engine), say),
-    }
+    folders = {"parent": (parent, settings.engine), "candidate": (candidate, engine_for(scheme, settings.engine))}
+    sides: dict[str, Side] = {}
+    running = None if held is None else held.engine
+    for name in ("candidate", "parent") if running is not None else ("parent", "candidate"):
+        folder, engine = folders[name]
+        sides[name] = one_side(name, folder, items, settings, engine, say, running if name == "candidate" else None)
+        if held is not None and name == "candidate":
+            held.close()
     report = build_report(settings, manifest, thresholds, items, len(asked) - len(items), sides)
     write_json(settings.out / "report.json", report)
     write_page(settings.out / "report.html", report, items, sides, manifest)
@@ -109,18 +116,21 @@ def run_gate(settings: GateSettings, say: Say = lambda text: None) -> dict[str, 
 
 
 def one_side(
-    name: str, folder: Path, items: list[GoldenItem], settings: GateSettings, engine: EngineSettings, say: Say
+    name: str,
+    folder: Path,
+    items: list[GoldenItem],
+    settings: GateSettings,
+    engine: EngineSettings,
+    say: Say,
+    running: Served | None = None,
 ) -> Side:
-    """Serve one checkpoint, evaluate and probe it; or read back what an earlier call of the same gate kept."""
+    """Serve one checkpoint (unless `running` does), evaluate and probe it; or read back what an earlier call kept."""
     place = settings.parent_out if name == "parent" and settings.parent_out else settings.out / name
+    asked = {n: getattr(settings, n) for n in ("golden", "limit", "seed", "concurrency", "max_tokens")}
     identity = {
+        **asked,
         "files": artifact.files_of(folder),
-        "golden": settings.golden,
         "digest": load_golden(settings.golden).digest,
-        "limit": settings.limit,
-        "seed": settings.seed,
-        "concurrency": settings.concurrency,
-        "max_tokens": settings.max_tokens,
         "engine": asdict(engine) | {"arguments": list(engine.arguments)},
         "vllm": {k: v for k, v in versions().items() if k.startswith("vllm")},
     }
@@ -133,21 +143,12 @@ def one_side(
         if (place / "identity.json").exists():
             shutil.rmtree(place)  # of another comparison
         write_json(place / "identity.json", identity)
-    say(f"{name}: starting vLLM on {folder.name}")
-    with served(folder, name, settings.out / f"{name}.log", engine) as running:
+    with ExitStack() as stack:
+        if running is None:
+            say(f"{name}: starting vLLM on {folder.name}")
+            running = stack.enter_context(served(folder, name, settings.out / f"{name}.log", engine))
         say(f"{name}: {len(items)} items, {settings.concurrency} at a time")
-        report = evaluate(
-            EvaluationSettings(
-                url=running.url,
-                model=name,
-                golden=settings.golden,
-                out=place,
-                limit=settings.limit,
-                seed=settings.seed,
-                concurrency=settings.concurrency,
-                max_tokens=settings.max_tokens,
-            )
-        )
+        report = evaluate(EvaluationSettings(url=running.url, model=name, out=place, **asked))
         if report["run"]["stopped"] is not None:
             raise CheckFailed(f"{name}: {report['run']['stopped']}", field="engine")
         say(f"{name}: first tokens, one at a time")

@@ -14,13 +14,14 @@ from typing import Any
 from models.support.errors import UsageError
 from models.support.files import write_json
 from quantize import artifact
-from quantize.engine import EngineSettings
-from quantize.gate import GateSettings, run_gate
+from quantize.engine import Held
+from quantize.gate import run_gate
 from quantize.hardware import find_machine, load_table
 from quantize.job_tools import SMOOTHING
-from quantize.run import RunSettings, checkpoint_folder, quantize
+from quantize.run import checkpoint_folder, quantize
 from quantize.schemes import SCHEMES, find_method, find_scheme
 from quantize.scope import read_config
+from quantize.settings import gate_settings, run_settings
 
 Say = Callable[[str], None]
 
@@ -64,7 +65,7 @@ def parse_rungs(text: str | None, target: str) -> list[Rung]:
     return rungs
 
 
-def climb(args: argparse.Namespace, rungs: list[Rung], engine: EngineSettings, say: Say) -> dict[str, Any]:
+def climb(args: argparse.Namespace, rungs: list[Rung], say: Say) -> dict[str, Any]:
     """Make and gate each rung until one passes; write ladder.json after every rung; return it.
 
     Raises:
@@ -81,41 +82,12 @@ def climb(args: argparse.Namespace, rungs: list[Rung], engine: EngineSettings, s
             say(f"rung {rung.name} left out: no pairs of layers are known for {architecture}")
             continue
         say(f"rung {rung.name}")
-        if not (artifact.is_artifact(folder) and artifact.read_manifest(folder)["parent"]["files"] == parent_files):
-            quantize(
-                RunSettings(
-                    model=args.model,
-                    out=folder,
-                    scheme=rung.scheme,
-                    method=rung.method,
-                    group=rung.group,
-                    calibration=args.calibration,
-                    samples=args.samples,
-                    traffic=args.traffic,
-                    target=args.target,
-                    seed=args.seed,
-                    max_tokens=args.max_tokens,
-                    replace=folder.exists(),
-                    engine=engine,
-                ),
-                say,
-            )
-        report = run_gate(
-            GateSettings(
-                parent=args.model,
-                candidate=folder,
-                golden=args.golden,
-                out=out / f"{rung.name}-gate",
-                limit=args.limit,
-                seed=args.seed,
-                concurrency=args.concurrency,
-                thresholds=args.thresholds,
-                usd_per_hour=args.usd_per_hour,
-                engine=engine,
-                parent_out=out / "parent",
-            ),
-            say,
-        )
+        comparison = gate_settings(args, folder, out / f"{rung.name}-gate", out / "parent")
+        with Held(comparison.out / "candidate.log") as held:
+            if not (artifact.is_artifact(folder) and artifact.read_manifest(folder)["parent"]["files"] == parent_files):
+                chosen = {"scheme": rung.scheme, "method": rung.method, "group": rung.group}
+                quantize(run_settings(args, out=folder, replace=folder.exists(), **chosen), say, held)
+            report = run_gate(comparison, say, held)
         steps.append(
             {
                 "rung": rung.name,

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from models.support.files import write_json
 from quantize import artifact
 from quantize.accept import accept
 from quantize.calibration import SAMPLES, Calibration, differences, draw
-from quantize.engine import EngineSettings
+from quantize.engine import EngineSettings, Held
 from quantize.hardware import check_target
 from quantize.job_tools import SMOOTHING
 from quantize.request import Event, JobRequest, JobResult
@@ -120,8 +121,10 @@ def check_engine(scheme: Scheme) -> None:
         raise UsageError("vLLM 0.29 loads it by a plugin that is not here", field="scheme", value=scheme.name, fix=fix)
 
 
-def quantize(settings: RunSettings, say: Say = lambda text: None) -> dict[str, Any]:
+def quantize(settings: RunSettings, say: Say = lambda text: None, held: Held | None = None) -> dict[str, Any]:
     """Quantize, prove, serve once, and put the checkpoint in place; return its manifest.
+
+    With `held` the engine that served it goes on running there, for the gate.
 
     Raises:
         UsageError: wrong input; nothing was written.
@@ -140,7 +143,8 @@ def quantize(settings: RunSettings, say: Say = lambda text: None) -> dict[str, A
     ):
         work = Path(folder)
         try:
-            manifest = _make(settings, decided, python, staged, work, say, started)
+            with nullcontext(held) if held is not None else Held(work / "vllm.log") as engine:
+                manifest = _make(settings, decided, python, staged, work, say, started, engine)
         except (CheckFailed, UsageError):
             _keep_logs(work, settings.out)
             raise
@@ -148,7 +152,7 @@ def quantize(settings: RunSettings, say: Say = lambda text: None) -> dict[str, A
 
 
 def _make(
-    settings: RunSettings, plan: Plan, python: Path, staged: Path, work: Path, say: Say, started: float
+    settings: RunSettings, plan: Plan, python: Path, staged: Path, work: Path, say: Say, started: float, held: Held
 ) -> dict[str, Any]:
     request = _request(settings, plan, staged, work)
     last = ""
@@ -167,7 +171,7 @@ def _make(
     if plan.calibration is not None and facts is not None:
         first = next(i for i in plan.calibration.items if i.id == facts.first_item)
     tokens = facts.first_prompt_tokens if facts is not None else None
-    answered = accept(staged, work / "vllm.log", first, tokens, engine_for(plan.scheme, settings.engine))
+    answered = accept(staged, held, first, tokens, engine_for(plan.scheme, settings.engine))
     manifest = describe(settings, plan, result, companions, answered, staged)
     manifest["seconds"]["total"] = round(time.monotonic() - started, 1)
     write_json(staged / artifact.MANIFEST, manifest)

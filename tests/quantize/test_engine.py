@@ -17,7 +17,7 @@ import pytest
 
 from models.support.errors import CheckFailed
 from quantize.accept import accept, ask, drawn_picture
-from quantize.engine import EngineSettings, Served, command, free_port, reason, served, wait_ready
+from quantize.engine import EngineSettings, Held, Served, command, free_port, reason, served, wait_ready
 from quantize.run import engine_for
 from quantize.schemes import find_scheme
 
@@ -122,19 +122,19 @@ def accepting(monkeypatch: pytest.MonkeyPatch, server: str, text: str | None, to
 
     body = {"choices": [{"message": {"content": text}}], "usage": {"prompt_tokens": tokens}}
     monkeypatch.setattr(Replies, "body", json.dumps(body).encode())
-    monkeypatch.setattr("quantize.accept.served", stand_in)
+    monkeypatch.setattr("quantize.engine.served", stand_in)
 
 
 def test_acceptance(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     accepting(monkeypatch, server, "red", 40)
-    found = accept(tmp_path, tmp_path / "log", None, None, EngineSettings())
+    found = accept(tmp_path, Held(tmp_path / "log"), None, None, EngineSettings())
     assert found["answer"] == "red" and found["kernels"] == {"A": "B"}
-    assert accept(tmp_path, tmp_path / "log", None, 40, EngineSettings())["prompt_tokens"] == 40
+    assert accept(tmp_path, Held(tmp_path / "log"), None, 40, EngineSettings())["prompt_tokens"] == 40
     with pytest.raises(CheckFailed, match="calibration saw 39 prompt tokens where the engine has 40"):
-        accept(tmp_path, tmp_path / "log", None, 39, EngineSettings())
+        accept(tmp_path, Held(tmp_path / "log"), None, 39, EngineSettings())
     accepting(monkeypatch, server, " ", 40)
     with pytest.raises(CheckFailed, match="loads but answers nothing"):
-        accept(tmp_path, tmp_path / "log", None, None, EngineSettings())
+        accept(tmp_path, Held(tmp_path / "log"), None, None, EngineSettings())
 
 
 def test_the_engine_ends_when_whoever_served_it_is_killed(tmp_path: Path) -> None:
@@ -155,3 +155,27 @@ time.sleep(600)
     while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "the engine outlived its parent"
         time.sleep(0.05)
+
+
+def test_a_held_engine_runs_until_it_is_closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from contextlib import contextmanager
+
+    running: list[str] = []
+
+    @contextmanager
+    def stand_in(model: Path, name: str, log: Path, settings: EngineSettings) -> Iterator[Served]:
+        running.append(name)
+        try:
+            yield Served("http://x/v1", name, 1, 1.0)
+        finally:
+            running.remove(name)
+
+    monkeypatch.setattr("quantize.engine.served", stand_in)
+    with pytest.raises(ValueError, match="later"), Held(tmp_path / "log") as held:
+        assert held.start(tmp_path, "candidate", EngineSettings()) is held.engine
+        assert running == ["candidate"]
+        held.close()
+        assert held.engine is None and not running
+        held.start(tmp_path, "candidate", EngineSettings())
+        raise ValueError("later")
+    assert not running

@@ -14,7 +14,7 @@ import pytest
 from models.golden import GoldenItem, load_golden
 from models.support.errors import UsageError
 from quantize import artifact
-from quantize.engine import Served
+from quantize.engine import EngineSettings, Held, Served
 from quantize.gate import GateSettings, run_gate
 from quantize.probe import Probe
 from tests.models.openai_simulator import OpenAISimulator
@@ -134,6 +134,21 @@ def test_one_parent_serves_several_gates(engines: Engines, candidate: Path, tmp_
     for name in ("a", "b"):
         gate(candidate, tmp_path / name, parent_out=tmp_path / "parent")
     assert engines.started == ["parent", "candidate", "candidate"]
+
+
+def test_an_engine_that_serves_the_candidate_already_is_asked_first_and_ended(
+    engines: Engines, candidate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quantize.engine.served", engines.served)
+    settings = GateSettings("embedded:qwen2_5_vl", candidate, "easy-vqa", tmp_path / "out", limit=LIMIT)
+    told: list[str] = []
+    with Held(tmp_path / "log") as held:
+        held.start(candidate, "candidate", EngineSettings())
+        report = run_gate(settings, told.append, held)
+        assert held.engine is None
+    assert engines.started == ["candidate", "parent"]
+    assert report["verdict"]["outcome"] == "pass"
+    assert [line.split(":")[0] for line in told] == ["candidate", "candidate", "parent", "parent", "parent"]
 
 
 def test_calibrated_pictures_are_left_out(engines: Engines, candidate: Path, tmp_path: Path) -> None:

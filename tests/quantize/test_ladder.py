@@ -12,8 +12,7 @@ import pytest
 from models.evaluation.context import versions
 from models.support.errors import UsageError
 from quantize import artifact
-from quantize.bench import read_runs, summarize
-from quantize.engine import EngineSettings
+from quantize.bench_speed import read_runs, summarize
 from quantize.ladder import Rung, climb, parse_rungs
 from quantize.run import check_method
 from quantize.scope import read_headers
@@ -43,14 +42,14 @@ class Steps:
         monkeypatch.setattr("quantize.ladder.quantize", self.make)
         monkeypatch.setattr("quantize.ladder.run_gate", self.gate)
 
-    def make(self, settings: Any, say: Any) -> dict[str, Any]:
+    def make(self, settings: Any, say: Any, held: Any) -> dict[str, Any]:
         self.made.append(settings.out.name)
         settings.out.mkdir(parents=True)
         manifest = {"kind": artifact.KIND, "parent": {"files": artifact.files_of(EMBEDDED / "qwen2_5_vl")}}
         (settings.out / "manifest.json").write_text(json.dumps(manifest))
         return manifest
 
-    def gate(self, settings: Any, say: Any) -> dict[str, Any]:
+    def gate(self, settings: Any, say: Any, held: Any) -> dict[str, Any]:
         name = settings.candidate.name
         self.gated.append(name)
         assert settings.parent_out == settings.out.parent / "parent"
@@ -67,6 +66,7 @@ def arguments(out: Path) -> argparse.Namespace:
     return argparse.Namespace(
         model="embedded:qwen2_5_vl", out=out, calibration="easy-vqa-train", samples=64, traffic=None, target="here",
         seed=0, max_tokens=2048, golden="easy-vqa", limit=None, concurrency=8, thresholds=None, usd_per_hour=None,
+        max_model_len=2048, kv_gib=1, kv_dtype="auto",
     )  # fmt: skip
 
 
@@ -75,7 +75,7 @@ RUNGS = [Rung("w4a16", "gptq"), Rung("w4a16", "awq"), Rung("w8a8", "gptq")]
 
 def test_it_stops_at_the_first_that_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     steps = Steps(monkeypatch, {"w4a16-awq", "w8a8-gptq"})
-    found = climb(arguments(tmp_path), RUNGS, EngineSettings(), lambda text: None)
+    found = climb(arguments(tmp_path), RUNGS, lambda text: None)
     assert steps.made == ["w4a16-gptq", "w4a16-awq"]
     assert found["passed"] == "w4a16-awq"
     assert [s["outcome"] for s in found["steps"]] == ["fail", "pass"]
@@ -84,8 +84,8 @@ def test_it_stops_at_the_first_that_passes(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_what_was_made_is_not_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     steps = Steps(monkeypatch, set())
-    assert climb(arguments(tmp_path), RUNGS, EngineSettings(), lambda text: None)["passed"] is None
-    climb(arguments(tmp_path), RUNGS, EngineSettings(), lambda text: None)
+    assert climb(arguments(tmp_path), RUNGS, lambda text: None)["passed"] is None
+    climb(arguments(tmp_path), RUNGS, lambda text: None)
     assert len(steps.made) == 3 and len(steps.gated) == 6
 
 
@@ -99,7 +99,7 @@ def test_a_method_without_pairs_is_refused_before_the_work_and_left_out_of_the_l
     steps = Steps(monkeypatch, set())
     monkeypatch.setattr("quantize.ladder.SMOOTHING", {})
     told: list[str] = []
-    climb(arguments(tmp_path), RUNGS, EngineSettings(), told.append)
+    climb(arguments(tmp_path), RUNGS, told.append)
     assert steps.made == ["w4a16-gptq", "w8a8-gptq"]
     assert any("w4a16-awq left out" in line for line in told)
 

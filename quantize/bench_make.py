@@ -1,0 +1,26 @@
+"""What all parts of the benchmark share: its voice, and checkpoints that are made once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from quantize import artifact
+from quantize.engine import Held
+from quantize.run import RunSettings, quantize
+from quantize.schemes import find_scheme
+
+
+def say(text: str) -> None:
+    """Print a line on stderr."""
+    print(f"bench-quantize: {text}", file=sys.stderr, flush=True)
+
+
+def make(out: Path, model: str, scheme: str, method: str, held: Held | None = None) -> dict[str, Any]:
+    """Return the manifest of a quantized checkpoint, made unless it is there; `held` as in `quantize`."""
+    if artifact.is_artifact(out):
+        return artifact.read_manifest(out)
+    say(f"{scheme} by {method} of {model}")
+    data = "easy-vqa-train" if find_scheme(scheme).needs_calibration(method) else None
+    return quantize(RunSettings(model=model, out=out, scheme=scheme, method=method, calibration=data), say, held)
