@@ -1,4 +1,4 @@
-"""`fovea distill run | collect | filter | plan | schema`: arguments and printing, without the work."""
+"""`fovea distill run | collect | filter | train | plan | schema`: arguments and printing, without the work."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the sub-commands."""
     sub = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     for name, text, run in (
-        ("run", "all steps: collect, filter", _run),
+        ("run", "all steps that the recipe has a section for", _run),
         ("collect", "ask the teachers, within the dollars; goes on where it stopped and buys nothing twice", _run),
         ("filter", "drop what should not be trained on, and write the data card", _run),
+        ("train", "train the student on the kept rows; goes on from its last checkpoint", _run),
         ("plan", "what collect would buy, and the most it can cost; asks nobody", _plan),
         ("schema", "print the JSON Schema of a recipe", _schema),
     ):
@@ -28,14 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from distill.steps import STEPS, run_steps
+    from distill.steps import STEPS, run_steps, wanted
     from distill.work import open_work
 
-    names = list(STEPS) if args.action == "run" else [args.action]
+    work = open_work(args.recipe, args.out)
+    names = wanted(work) if args.action == "run" else [args.action]
     try:
-        reports = run_steps(open_work(args.recipe, args.out), names)
+        reports = run_steps(work, names)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("what was answered is kept") from None
+        raise KeyboardInterrupt("what was answered, and the last checkpoint, are kept") from None
     if args.json:
         print_json(reports if args.action == "run" else reports[args.action])
     else:

@@ -32,6 +32,11 @@ class Step:
     outputs: tuple[str, ...] = ()
 
 
+def wanted(work: Work) -> list[str]:
+    """Return the steps that the recipe has a section for, in order."""
+    return [name for name in STEPS if name in ("collect", "filter") or getattr(work.recipe, name) is not None]
+
+
 def run_steps(work: Work, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Run the steps in order; return name -> report, with `cached` true where nothing had changed."""
     return {name: _run_cached(STEPS[name], work) for name in names}
@@ -69,9 +74,11 @@ def file_digest(path: Path) -> str:
 
 
 def _collect(work: Work) -> dict[str, Any]:
+    from distill.collect.hosted import hosted
     from distill.collect.run import collect
 
-    return asyncio.run(collect(work))
+    with hosted(work) as ready:
+        return asyncio.run(collect(ready))
 
 
 def _collected(report: dict[str, Any]) -> str:
@@ -123,7 +130,35 @@ def _filtered(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _train(work: Work) -> dict[str, Any]:
+    from distill.train.run import train_student
+
+    return train_student(work)
+
+
+def _train_inputs(work: Work) -> dict[str, Any]:
+    from distill.train.run import inputs
+
+    return inputs(work)
+
+
+def _trained(report: dict[str, Any]) -> str:
+    exact = report["exact"]
+    seen = "" if exact is None else f"; {exact['value']:.1%} of {exact['n']} validation rows word for word"
+    lines = [
+        f"train: {report['steps']} steps on {report['rows']} rows in {report['seconds']:.0f} s, "
+        f"{report['parameters_trained']:,} of {report['parameters']:,} weights"
+        f"{' (nothing had changed)' * report['cached']}",
+        f"  loss {report['loss']:.4f}{seen}",
+        f"  student: {report['student']}",
+    ]
+    if report["stopped"]:
+        lines.insert(1, f"  ended early: {report['stopped']}; the model of step {report['best_step']} is kept")
+    return "\n".join(lines)
+
+
 STEPS: dict[str, Step] = {
     "collect": Step("collect", _collect, _collected),
     "filter": Step("filter", _filter, _filtered, _filter_inputs, ("kept.jsonl", "dropped.jsonl", "card.html")),
+    "train": Step("train", _train, _trained, _train_inputs, ("student/config.json", "student/model.safetensors")),
 }

@@ -51,6 +51,7 @@ class TrainingRows:
         images: folder that the rows' pictures are relative to.
         student: whose image rule, longest row and form of answer.
         tokenize: counts the tokens of question, answer and the chat form around them.
+        most_image_tokens: what the processor scales larger pictures down to (`train.image_tokens`).
 
     `dropped` has the ids of the rows left out, with the reason: at most `student.max_dropped_rows`.
 
@@ -60,7 +61,9 @@ class TrainingRows:
         UsageError: the file is missing, damaged or has no row of this split.
     """
 
-    def __init__(self, kept: Path, images: Path, student: Student, tokenize: Tokenize, *, split: str = "train"):
+    def __init__(self, kept: Path, images: Path, student: Student, tokenize: Tokenize, *, split: str = "train",
+                 most_image_tokens: int | None = None):  # fmt: skip
+        self._most = most_image_tokens
         self._images, self._student, self._tokenize = images, student, tokenize
         rule = load_catalog().variant(student.model).image
         assert rule is not None, "Student requires it"
@@ -91,6 +94,10 @@ class TrainingRows:
         """Return a row.  Raises RowError when its picture has gone or changed since the start."""
         return self._load(self._rows[index])
 
+    def category(self, index: int) -> str:
+        """Return the category of a row."""
+        return self._rows[index].category
+
     def _load(self, row: Labelled) -> Example:
         path = self._images / row.image
         fix = "restore the picture, or allow it with student.max_dropped_rows"
@@ -112,6 +119,7 @@ class TrainingRows:
 
     def _fits(self, row: Labelled, picture: Image.Image, target: str) -> None:
         image = self._rule.tokens(picture.width, picture.height)
+        image = image if self._most is None else min(image, self._most)
         words = self._tokenize(row.question) + self._tokenize(target)
         if image + words > self._student.max_tokens:
             raise RowError(

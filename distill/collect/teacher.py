@@ -54,7 +54,7 @@ class OpenTeacher:
         return words + ask.max_tokens + sum(self._image_tokens(i.width, i.height) for i in ask.images)
 
     def _image_tokens(self, width: int, height: int) -> int:
-        if self.settings.base_url is not None:
+        if self.settings.self_hosted:
             return self.settings.price.image_tokens_at_most if self.settings.price is not None else 1024
         return image_tokens(self.provider.model, width, height).tokens
 
@@ -71,9 +71,7 @@ def open_teacher(
     Raises:
         UsageError: no key, unknown vendor or model, or no price for a vendor's model.
     """
-    opened = (
-        _self_hosted(teacher, spend, pause) if teacher.base_url is not None else _vendor(teacher, book, spend, pause)
-    )
+    opened = _self_hosted(teacher, spend, pause) if teacher.self_hosted else _vendor(teacher, book, spend, pause)
     provider, vendor = opened
     price = None
     if provider.price is not None:

@@ -49,6 +49,11 @@ class Teacher(Section):
     vendor_url: str | None = Field(
         None, pattern=r"^https?://", description="Another address of the vendor's own API (a proxy of the company)."
     )
+    checkpoint: str | None = Field(
+        None,
+        description="Checkpoint of a self-hosted teacher, relative to the recipe: it is served on this machine with "
+        "`fovea serve` for as long as it is asked. Instead of `base_url`.",
+    )
     api_key_env: str | None = Field(None, description="Environment variable of the key; default: the vendor's own.")
     price: TokenPrice | None = Field(None, description="Price of a self-hosted model; without it its answers cost $0.")
     samples: int = Field(1, ge=1, le=32, description="Answers per row.")
@@ -68,13 +73,20 @@ class Teacher(Section):
     batch: Batch | None = Field(None, description="Ask through the vendor's batch API, at the batch price.")
     licence: Licence = Field(default_factory=Licence, description="Whether its answers may train a model.")
 
+    @property
+    def self_hosted(self) -> bool:
+        """Whether it is no vendor's model."""
+        return self.base_url is not None or self.checkpoint is not None
+
     @model_validator(mode="after")
     def _coherent(self) -> Teacher:
-        if self.price is not None and self.base_url is None:
+        if self.base_url is not None and self.checkpoint is not None:
+            raise ValueError("give base_url (a server that runs) or checkpoint (it is served here), not both")
+        if self.price is not None and not self.self_hosted:
             raise ValueError("price is for a self-hosted model (base_url); a vendor's price comes from the price book")
-        if self.base_url is not None and self.vendor_url is not None:
+        if self.self_hosted and self.vendor_url is not None:
             raise ValueError("give base_url (self-hosted) or vendor_url (the vendor's API elsewhere), not both")
-        if self.batch is not None and self.base_url is not None:
+        if self.batch is not None and self.self_hosted:
             raise ValueError("batch is for a vendor's batch API; leave it out for a self-hosted model")
         if self.samples > 1 and self.temperature == 0:
             raise ValueError("samples above 1 with temperature 0 buys one answer several times")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from distill.recipe.ask import Teacher
 from distill.recipe.parts import Section, Share
@@ -42,10 +42,16 @@ class Agreement(Section):
     min_teachers: int = Field(1, ge=1, description="Different teachers that must give the chosen answer.")
 
 
+def _running(model: Teacher) -> Teacher:
+    if model.checkpoint is not None:
+        raise ValueError("a filter asks a server that runs: give base_url instead of checkpoint")
+    return model
+
+
 class Judge(Section):
     """A model that looks at the picture, the question and the answer, and says whether it is right."""
 
-    model: Teacher = Field(description="Whom to ask.")
+    model: Annotated[Teacher, AfterValidator(_running)] = Field(description="Whom to ask.")
     min_confidence: Share = Field(0.0, description="A rejection below this confidence is ignored.")
 
 
@@ -65,7 +71,9 @@ class Duplicates(Section):
 class ImageBlind(Section):
     """Rows whose answer comes without the picture teach a student not to look."""
 
-    model: Teacher = Field(description="Who is asked without the picture: the student, or a teacher.")
+    model: Annotated[Teacher, AfterValidator(_running)] = Field(
+        description="Who is asked without the picture: the student, or a teacher."
+    )
     min_confidence: Share = Field(0.0, description="A right guess below this confidence is ignored.")
 
 

@@ -10,6 +10,7 @@ from distill.recipe.ask import Budget, Prompts, Teacher
 from distill.recipe.filters import Filters, Unit
 from distill.recipe.parts import Name, Section, Share
 from distill.recipe.student import Student
+from distill.recipe.train import Train
 from models.golden import RULES
 
 
@@ -85,6 +86,7 @@ class Recipe(Section):
     budget: Budget = Field(description="What may be spent.")
     filters: Filters = Field(default_factory=Filters, description="What is dropped before training.")
     student: Student | None = Field(None, description="Who learns; collecting and filtering do not need it.")
+    train: Train | None = Field(None, description="How it learns.")
 
     @model_validator(mode="after")
     def _coherent(self) -> Recipe:
@@ -92,6 +94,8 @@ class Recipe(Section):
         twice = {n for n in names if names.count(n) > 1}
         if twice:
             raise ValueError(f"two teachers are called {min(twice)!r}: names must differ")
+        if self.train is not None and self.student is None:
+            raise ValueError("train needs a student: add the section `student` with its model of the catalog")
         if self.filters.agreement.min_teachers > len(names):
             raise ValueError(
                 f"filters.agreement.min_teachers is {self.filters.agreement.min_teachers}, "

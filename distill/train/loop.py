@@ -1,0 +1,310 @@
+"""The training loop.  Every draw depends on seed, stage and step alone, so that a restart goes on as if nothing was."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distill.recipe.train import Stage, Train
+from distill.train import checkpoint
+from distill.train.model import answer_logits, core_of, moving
+from distill.train.rows import Encoded, EncodedRows, draws
+from models.support.errors import CheckFailed, UsageError
+
+VALIDATION_BATCH = 64
+
+
+@dataclass
+class Point:
+    """One point of the curve: means over the steps since the last one; validation where it was looked at.
+
+    `exact` is the share of validation rows of which every token of the answer is the likeliest: what greedy decoding
+    would write word for word.
+    """
+
+    stage: int
+    step: int
+    loss: float
+    rate: float
+    seconds: float
+    validation_loss: float | None = None
+    exact: float | None = None
+
+
+@dataclass
+class State:
+    """Where a training is; `step` counts over all stages."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best: float = math.inf
+    best_step: int = 0
+    poor: int = 0
+    stopped: str | None = None
+    tokens: int = 0
+    total: float = 0.0
+    since: int = 0
+    curve: list[Point] = field(default_factory=list)
+
+
+def rate_at(step: int, stage: Stage) -> float:
+    """Return the learning rate at a step of a stage: linear warm-up, constant, cosine to the floor."""
+    warm, hold = stage.warmup * stage.steps, stage.hold * stage.steps
+    if step < warm:
+        return stage.rate * (step + 1) / (math.floor(warm) + 1)
+    if step < hold or stage.hold >= 1:
+        return stage.rate
+    falling = 0.5 * (1 + math.cos(math.pi * (step - hold) / (stage.steps - hold)))
+    return stage.rate * (stage.floor + (1 - stage.floor) * falling)
+
+
+class Loop:
+    """One training in `folder`: `checkpoint.pt`, `best.pt`, `curve.jsonl`.
+
+    Args:
+        identity: what must be the same for a checkpoint to be gone on from.
+        teacher: for logit distillation.
+        told: called with every point of the curve.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        train: Train,
+        seed: int,
+        rows: EncodedRows,
+        validation: EncodedRows | None,
+        folder: Path,
+        identity: str,
+        *,
+        teacher: Any = None,
+        told: Callable[[Point, int], None] | None = None,
+    ):
+        import torch
+
+        self.model, self.train, self.seed = model, train, seed
+        self.rows, self.validation, self.folder, self.identity = rows, validation, folder, identity
+        self.teacher, self.told = teacher, told
+        self.pad = int(rows.processor.tokenizer.pad_token_id or 0)
+        self.parameters = moving(model)
+        if not self.parameters:
+            raise UsageError("nothing is trained: every weight is frozen", field="train")
+        matrices = [p for p in self.parameters.values() if p.ndim > 1]
+        vectors = [p for p in self.parameters.values() if p.ndim <= 1]  # norms and biases are not decayed
+        groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=(0.9, 0.98))
+        self.state = State()
+        self.resumed_at = self._resume()
+
+    # -- checkpoints
+
+    def _resume(self) -> int:
+        import torch
+
+        found = checkpoint.load(self.folder / "checkpoint.pt")
+        if found is None or found["identity"] != self.identity:
+            (self.folder / "best.pt").unlink(missing_ok=True)
+            return 0
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(found["weights"][name])
+        self.optimizer.load_state_dict(found["optimizer"])
+        torch.set_rng_state(found["random"])
+        saved = found["state"]
+        self.state = State(**(saved | {"curve": [Point(**p) for p in saved["curve"]]}))
+        self._write_curve()
+        return self.state.step
+
+    def _save(self) -> None:
+        import torch
+
+        checkpoint.save(
+            self.folder / "checkpoint.pt",
+            {
+                "identity": self.identity,
+                "weights": {name: p.detach() for name, p in self.parameters.items()},
+                "optimizer": self.optimizer.state_dict(),
+                "random": torch.get_rng_state(),
+                "state": asdict(self.state),
+            },
+        )
+
+    def _write_curve(self) -> None:
+        """Write the whole curve: what was after the checkpoint is trained, and written, again."""
+        lines = "".join(json.dumps(asdict(point)) + "\n" for point in self.state.curve)
+        try:
+            (self.folder / "curve.jsonl").write_text(lines, "utf-8")
+        except OSError as error:
+            raise UsageError(f"cannot write: {error.strerror}", field=str(self.folder / "curve.jsonl"),
+                             fix="free space and run again") from error  # fmt: skip
+
+    # -- training
+
+    def run(self) -> State:
+        """Train to the end, or until no look brings a better model; the best weights are in the model afterwards.
+
+        Raises:
+            CheckFailed: out of memory, or the loss is no number.
+            UsageError: a checkpoint cannot be written.
+        """
+        import torch
+
+        first = 0
+        for number, stage in enumerate(self.train.stages):
+            if self.state.stopped is None and self.state.step < first + stage.steps:
+                try:
+                    self._stage(number, stage, first)
+                except torch.OutOfMemoryError as error:
+                    self._out_of_memory(error)
+            first += stage.steps
+        self._save()
+        best = checkpoint.load(self.folder / "best.pt") if self.validation is not None else None
+        if best is not None:
+            with torch.no_grad():
+                for name, parameter in self.parameters.items():
+                    parameter.copy_(best["weights"][name])
+        return self.state
+
+    def _stage(self, number: int, stage: Stage, first: int) -> None:
+        items = self._of(stage)
+        train, state, last = self.train, self.state, number == len(self.train.stages) - 1
+        key = [self.seed, number]
+        drawn = draws(items, train.batch, train.rows_per_picture, key, state.step - first)
+        began = time.monotonic() - state.seconds
+        while state.step < first + stage.steps:
+            rate = rate_at(state.step - first, stage)
+            loss = self._step([items[i] for i in next(drawn)], rate)
+            state.step += 1
+            state.total, state.since = state.total + loss, state.since + 1
+            if not math.isfinite(loss):
+                raise CheckFailed(f"the loss is {loss} at step {state.step}", field=f"train.stages[{number}].rate",
+                                  value=stage.rate, fix="lower it, or warm up longer")  # fmt: skip
+            end = state.step == first + stage.steps
+            if state.step % train.evaluate_every == 0 or end:
+                state.seconds = time.monotonic() - began
+                point = Point(number, state.step, state.total / state.since, rate, round(state.seconds, 2))
+                state.total, state.since = 0.0, 0
+                self._look(point, last)
+            if state.step % train.checkpoint_every == 0 and not end:
+                state.seconds = time.monotonic() - began
+                self._save()
+            if state.stopped is not None:
+                return
+        self._save()
+
+    def _of(self, stage: Stage) -> list[Encoded]:
+        found = [i for i in self.rows.items if not stage.categories or i.category in stage.categories]
+        if not found:
+            known = sorted({i.category for i in self.rows.items})
+            raise UsageError("no training row has one of these categories", field="train.stages.categories",
+                             value=", ".join(stage.categories), fix=f"known: {', '.join(known)}")  # fmt: skip
+        return found
+
+    def _step(self, items: list[Encoded], rate: float) -> float:
+        import torch
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        size = -(-len(items) // self.train.accumulate)
+        parts = [items[i : i + size] for i in range(0, len(items), size)]
+        answers = sum(len(item.ids) - item.start for item in items)
+        total = 0.0
+        for part in parts:
+            # the mean over all answer tokens of the step, whatever the parts are
+            loss = self._loss(part) / answers
+            loss.backward()
+            total += float(loss.detach())
+        torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.train.clip)
+        self.optimizer.step()
+        self.state.tokens += sum(len(item.ids) for item in items)
+        return total
+
+    def _loss(self, items: list[Encoded]) -> Any:
+        """Return the sum of the loss over the answer tokens of `items`."""
+        import torch
+        from torch.nn.functional import cross_entropy, kl_div, log_softmax
+
+        batch = self.rows.batch(items, self.pad)
+        with self._autocast():
+            logits, targets = answer_logits(self.model, batch)
+        loss = cross_entropy(logits.float(), targets, reduction="sum")
+        mix = self.train.logits
+        if mix is None:
+            return loss
+        with torch.no_grad(), self._autocast():
+            wanted, _ = answer_logits(self.teacher, batch)
+        t = mix.temperature
+        gap = kl_div(log_softmax(logits.float() / t, -1), log_softmax(wanted.float() / t, -1), reduction="sum",
+                     log_target=True)  # fmt: skip
+        return (1 - mix.weight) * loss + mix.weight * t * t * gap
+
+    def _autocast(self) -> Any:
+        import torch
+
+        kind = next(iter(self.parameters.values())).device.type
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.train.precision == "bf16")
+
+    # -- looking
+
+    def _look(self, point: Point, last: bool) -> None:
+        if self.validation is not None:
+            point.validation_loss, point.exact = self.measure(self.validation)
+            self._judge(point, last)
+        self.state.curve.append(point)
+        self._write_curve()
+        if self.told is not None:
+            self.told(point, self.train.steps)
+
+    def _judge(self, point: Point, last: bool) -> None:
+        state, loss = self.state, point.validation_loss
+        if not last or loss is None:
+            return
+        if loss < state.best:
+            state.best, state.best_step, state.poor = loss, point.step, 0
+            weights = {name: p.detach() for name, p in self.parameters.items()}
+            checkpoint.save(self.folder / "best.pt", {"weights": weights})
+            return
+        state.poor += 1
+        if self.train.patience is not None and state.poor >= self.train.patience:
+            state.stopped = f"no better model in {state.poor} looks"
+
+    def measure(self, rows: EncodedRows) -> tuple[float, float]:
+        """Return (mean loss of an answer token, share of rows whose every answer token is the likeliest)."""
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        self.model.eval()
+        total, tokens, exact = 0.0, 0, 0
+        ordered = sorted(rows.items, key=lambda item: (item.picture, item.id))
+        with torch.no_grad():
+            for first in range(0, len(ordered), VALIDATION_BATCH):
+                part = ordered[first : first + VALIDATION_BATCH]
+                with self._autocast():
+                    logits, targets = answer_logits(self.model, rows.batch(part, self.pad))
+                total += float(cross_entropy(logits.float(), targets, reduction="sum"))
+                tokens += len(targets)
+                right = (logits.argmax(-1) == targets).tolist()
+                start = 0
+                for item in part:
+                    size = len(item.ids) - item.start
+                    exact += all(right[start : start + size])
+                    start += size
+        return total / tokens, exact / len(ordered)
+
+    def _out_of_memory(self, error: Exception) -> None:
+        raise CheckFailed(
+            f"out of memory at step {self.state.step + 1}: {self.train.batch} rows in {self.train.accumulate} parts",
+            field="train.batch", value=self.train.batch,
+            fix="raise train.accumulate, or lower train.batch or train.image_tokens, or use method lora or qlora; "
+            "the last checkpoint is kept",
+        ) from error  # fmt: skip
+
+
+__all__ = ["Loop", "Point", "State", "core_of", "rate_at"]

@@ -1,0 +1,360 @@
+"""Training: the loss is the model's own on the answer alone, a method moves what it should, faults name themselves."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import resource
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill.labels import read_labels, write_labels
+from distill.recipe.train import Stage, Train
+from distill.steps import run_steps
+from distill.train.loop import Loop, rate_at
+from distill.train.model import (
+    adapter_targets,
+    answer_logits,
+    core_of,
+    in_tower,
+    load_model,
+    load_processor,
+    moving,
+)
+from distill.train.rows import Encoded, EncodedRows, draws
+from distill.training_rows import RowError, TrainingRows
+from distill.work import Work, open_work
+from models.support.errors import CheckFailed, UsageError
+from tests.distill.training import EMBEDDED, training_work
+
+QWEN, PALIGEMMA = EMBEDDED / "qwen2_5_vl", EMBEDDED / "paligemma"
+
+
+def encoded(work: Work, source: Path, model: Any) -> EncodedRows:
+    assert work.recipe.student is not None
+    rows = TrainingRows(work.out / "filter/kept.jsonl", work.folder, work.recipe.student, len)
+    return EncodedRows(rows, load_processor(source), longest=200, core=core_of(model))
+
+
+@pytest.mark.parametrize("source", [QWEN, PALIGEMMA], ids=["qwen", "paligemma"])
+def test_the_loss_is_the_models_own_and_pictures_are_shared(tmp_path: Path, source: Path) -> None:
+    """One row at a time through transformers' own forward, labels on the answer alone, gives the same numbers."""
+    work = training_work(tmp_path)
+    found = read_labels(work.out / "filter/kept.jsonl")
+    for row in found:  # four pictures, two questions each: the tower must see four
+        row.image = f"p{int(row.id[1:]) // 2}.png"
+        row.image_sha256 = work.pictures[f"r{int(row.id[1:]) // 2}"].digest
+    write_labels(work.out / "filter/kept.jsonl", found)
+    model = load_model(Train(base=str(source)), source)
+    rows = encoded(work, source, model)
+    batch = rows.batch(rows.items, pad=0)
+    assert len(rows.items) == 8 and max(batch.owner) + 1 == 4
+    with torch.no_grad():
+        logits, targets = answer_logits(model, batch)
+        mine = torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
+        theirs, tokens = 0.0, 0
+        for item in rows.items:
+            alone = rows.batch([item], pad=0)
+            extra = alone.extra
+            count = int((alone.labels[:, 1:] != -100).sum())
+            own = model(
+                input_ids=alone.ids, attention_mask=alone.mask, labels=alone.labels, **alone.pixels, **extra
+            ).loss  # fmt: skip
+            theirs, tokens = theirs + own.item() * count, tokens + count
+    assert tokens == len(targets) and mine == pytest.approx(theirs, rel=2e-3)
+    # the answer, what ends it, and nothing else
+    tokenizer = rows.processor.tokenizer
+    ends = {tokenizer.decode(item.ids[item.start :]) for item in rows.items}
+    assert ends <= {f"{colour}{tokenizer.eos_token}" for colour in ("red", "green", "blue")}
+
+
+def test_a_known_picture_is_encoded_as_the_processor_does(tmp_path: Path) -> None:
+    work = training_work(tmp_path, 4, validation=0)
+    model = load_model(Train(base=str(QWEN)), QWEN)
+    rows = encoded(work, QWEN, model)
+    slow = encoded(work, QWEN, model)
+    for item in rows.items:
+        slow._runs.clear()
+        slow._cache.clear()
+        again = slow._encode(int(item.id[1:]))
+        assert rows._again(item.picture, "<|image_pad|>") is not None
+        assert (again.ids, again.extra, again.start) == (item.ids, item.extra, item.start)
+        assert torch.equal(again.positions, item.positions)
+
+
+def test_full_training_learns_and_writes_a_student(tmp_path: Path) -> None:
+    work = training_work(tmp_path, stages=[{"steps": 4, "rate": 1e-3, "categories": ["red"]},
+                                           {"steps": 26, "rate": 1e-3}])  # fmt: skip
+    report = run_steps(work, ["train"])["train"]
+    curve = [json.loads(line) for line in (tmp_path / "out/train/curve.jsonl").read_text().splitlines()]
+    assert curve[-1]["loss"] < curve[0]["loss"] / 2 and report["steps"] == 30
+    assert [p["step"] for p in curve] == [*range(2, 31, 2)] and {p["stage"] for p in curve} == {0, 1}
+    assert report["exact"]["n"] == 4 and report["validation_loss"] == min(
+        p["validation_loss"] for p in curve if p["stage"] == 1
+    )
+    student = load_model(Train(base="x"), tmp_path / "out/train/student")
+    assert sum(p.numel() for p in student.parameters()) == report["parameters"] == report["parameters_trained"]
+    page = (tmp_path / "out/train/curve.html").read_text()
+    assert "Loss over steps" in page and "<script" not in page and "http" not in page
+    assert run_steps(work, ["train"])["train"]["cached"]
+    assert not (tmp_path / "out/train/checkpoint.pt").exists()
+
+
+def test_a_step_in_parts_is_the_same_step(tmp_path: Path) -> None:
+    losses = []
+    for parts in (1, 3):
+        folder = tmp_path / str(parts)
+        folder.mkdir()
+        work = training_work(folder, accumulate=parts, precision="fp32", stages=[{"steps": 3}], evaluate_every=1)
+        run_steps(work, ["train"])
+        lines = (folder / "out/train/curve.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_adapters_move_alone_and_are_merged(tmp_path: Path, method: str) -> None:
+    work = training_work(tmp_path, method=method, tower="frozen", lora={"rank": 4, "targets": ["q_proj", "v_proj"]})
+    report = run_steps(work, ["train"])["train"]
+    out = tmp_path / "out/train"
+    adapter = json.loads((out / "adapter/adapter_config.json").read_text())
+    assert adapter["r"] == 4 and {name.split(".")[-1] for name in adapter["target_modules"]} == {"q_proj", "v_proj"}
+    assert 0 < report["parameters_trained"] < report["parameters"] / 50
+    plain = Train(base="x")
+    before, after = load_model(plain, QWEN).state_dict(), load_model(plain, out / "student").state_dict()
+    moved = {name for name in before if not torch.allclose(before[name], after[name], atol=1e-6)}
+    assert moved and all(name.split(".")[-2] in ("q_proj", "v_proj") and "language_model" in name for name in moved)
+    if method == "qlora":
+        model = load_model(Train(base="x", method="qlora"), QWEN)
+        kinds = {type(m).__name__ for n, m in model.named_modules() if n.endswith("q_proj.base_layer")}
+        assert kinds == {"Linear4bit"}
+
+
+def test_a_frozen_tower_stays(tmp_path: Path) -> None:
+    work = training_work(tmp_path, tower="frozen")
+    run_steps(work, ["train"])
+    plain = Train(base="x")
+    before, after = load_model(plain, QWEN).state_dict(), load_model(plain, tmp_path / "out/train/student").state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any("language_model" in n for n in moved) and any("merger" in n for n in moved)
+    assert not any(in_tower(name) for name in moved)
+
+
+def test_adapter_targets_by_name() -> None:
+    model = load_model(Train(base="x"), QWEN)
+    train = Train(base="x", method="lora")
+    every = adapter_targets(model, train.lora, tower=False)
+    assert len(every) == 4 * 7 and not any("visual" in name or "lm_head" in name for name in every)
+    assert any("visual" in name for name in adapter_targets(model, train.lora, tower=True))
+    with pytest.raises(UsageError, match=r"train.lora.targets: no layer has this name .*q_proj"):
+        adapter_targets(model, train.lora.model_copy(update={"targets": ["q_prj"]}), tower=False)
+
+
+def test_a_budget_of_image_tokens(tmp_path: Path) -> None:
+    work = training_work(tmp_path, image_tokens=4)
+    run_steps(work, ["train"])
+    processor = load_processor(tmp_path / "out/train/student")  # it is served with the same budget
+    assert processor.image_processor.size["longest_edge"] == 4 * 16 * 16
+    rows = encoded(work, tmp_path / "out/train/student", load_model(Train(base="x"), QWEN))
+    token = processor.image_token_id
+    assert {item.ids.count(token) for item in rows.items} == {4}
+    with pytest.raises(UsageError, match=r"train.image_tokens: cannot be set for this model"):
+        load_processor(PALIGEMMA, 16)
+
+
+def test_pruning(tmp_path: Path) -> None:
+    work = training_work(tmp_path, prune={"layers": 2, "mlp": 0.5})
+    report = run_steps(work, ["train"])["train"]
+    student = load_model(Train(base="x"), tmp_path / "out/train/student")
+    text = student.config.text_config
+    assert (text.num_hidden_layers, text.intermediate_size) == (2, 256)
+    whole = sum(p.numel() for p in load_model(Train(base="x"), QWEN).parameters())
+    # two layers of attention and MLP, and half of the MLP units of the other two
+    assert report["parameters"] < whole - 2 * 3 * 192 * 512
+    with pytest.raises(UsageError, match="the base has 4 layers"):
+        load_model(Train(base="x", prune={"layers": 9}), QWEN)
+
+
+def test_pruning_keeps_what_says_most() -> None:
+    model = load_model(Train(base="x"), QWEN)
+    with torch.no_grad():
+        for layer in model.model.language_model.layers:
+            layer.mlp.down_proj.weight[:, 8:] = 0  # units that say nothing
+        from distill.train.prune import prune
+
+        ids = torch.arange(12)[None]
+        before = model(input_ids=ids).logits
+        prune(model, layers=None, mlp=0.1)
+        after = model(input_ids=ids).logits
+    assert model.config.text_config.intermediate_size == 48 and torch.allclose(before, after, atol=1e-4)
+
+
+def test_logit_distillation(tmp_path: Path) -> None:
+    """A student that is its teacher has nothing to learn from it; one that is not, comes closer."""
+    mix = {"checkpoint": str(QWEN), "weight": 1.0}
+    work = training_work(tmp_path, logits=mix, precision="fp32", stages=[{"steps": 2, "rate": 1e-6}], evaluate_every=1)
+    run_steps(work, ["train"])
+    curve = (tmp_path / "out/train/curve.jsonl").read_text().splitlines()
+    assert json.loads(curve[0])["loss"] == pytest.approx(0, abs=1e-4)
+    work = training_work(tmp_path, logits=mix, prune={"layers": 2}, stages=[{"steps": 20, "rate": 1e-3}])
+    run_steps(work, ["train"])
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "out/train/curve.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0] / 2
+    work = training_work(tmp_path, logits={"checkpoint": str(PALIGEMMA)})
+    with pytest.raises(UsageError, match="another vocabulary than the student"):
+        run_steps(work, ["train"])
+
+
+def test_early_stop_keeps_the_best(tmp_path: Path) -> None:
+    work = training_work(tmp_path, stages=[{"steps": 60, "rate": 0.5, "warmup": 0, "hold": 1}], patience=2)
+    report = run_steps(work, ["train"])["train"]
+    assert report["stopped"] == "no better model in 2 looks" and report["steps"] < 60
+    curve = [json.loads(line) for line in (tmp_path / "out/train/curve.jsonl").read_text().splitlines()]
+    best = min(curve, key=lambda p: p["validation_loss"])
+    assert report["best_step"] == best["step"] and report["validation_loss"] == pytest.approx(best["validation_loss"])
+
+
+@pytest.mark.parametrize("harm", ["missing", "truncated", "unreadable"])
+def test_a_broken_picture_stops_the_job_with_the_rows_id(tmp_path: Path, harm: str) -> None:
+    work = training_work(tmp_path)
+    path = tmp_path / "p3.png"
+    if harm == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:60] if harm == "truncated" else b"no picture")
+    with pytest.raises(RowError, match="row 'r3': ") as caught:
+        run_steps(work, ["train"])
+    assert caught.value.exit_code == 2 and not (tmp_path / "out/train/student").exists()
+
+
+def test_a_row_that_would_be_cut_off(tmp_path: Path) -> None:
+    work = training_work(tmp_path)
+    model = load_model(Train(base="x"), QWEN)
+    assert work.recipe.student is not None
+    rows = TrainingRows(work.out / "filter/kept.jsonl", work.folder, work.recipe.student, lambda text: 0)
+    with pytest.raises(RowError, match=r"row 'r0': \d+ tokens of prompt and picture and \d of answer are more than 20"):
+        EncodedRows(rows, load_processor(QWEN), longest=20, core=core_of(model))
+
+
+def test_out_of_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Loop, items: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Loop, "_loss", full)
+    with pytest.raises(
+        CheckFailed, match=r"train.batch: out of memory at step 1: 4 rows in 1 parts .*train.accumulate"
+    ):
+        run_steps(training_work(tmp_path), ["train"])
+
+
+def test_a_loss_that_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Loop._loss
+    monkeypatch.setattr(Loop, "_loss", lambda self, items: real(self, items) * float("nan"))
+    with pytest.raises(CheckFailed, match=r"stages\[0\].rate: the loss is nan at step 1"):
+        run_steps(training_work(tmp_path), ["train"])
+
+
+def test_a_full_disk_at_a_checkpoint(tmp_path: Path) -> None:
+    """The limit on a file's size stands for the disk: writing fails in the middle, as it does when nothing is left."""
+    work = training_work(tmp_path)
+    whole = resource.getrlimit(resource.RLIMIT_FSIZE)
+    checkpoint = tmp_path / "out/train/checkpoint.pt"
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, whole[1]))
+        with pytest.raises(UsageError, match=r"the checkpoint cannot be written: .*free space") as caught:
+            run_steps(work, ["train"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, whole)
+    assert caught.value.exit_code == 2 and not list((tmp_path / "out/train").glob("*.p*t*"))
+    assert run_steps(work, ["train"])["train"]["steps"] == 6 and not checkpoint.exists()
+
+
+def test_a_damaged_checkpoint_is_an_error(tmp_path: Path) -> None:
+    work = training_work(tmp_path)
+    (tmp_path / "out/train").mkdir()
+    (tmp_path / "out/train/checkpoint.pt").write_bytes(b"PK nothing")
+    with pytest.raises(UsageError, match="the checkpoint is damaged"):
+        run_steps(work, ["train"])
+
+
+def test_bad_sections(tmp_path: Path) -> None:
+    def refused(says: str, **train: Any) -> None:
+        with pytest.raises(UsageError, match=says):
+            work = training_work(tmp_path, **train)
+            run_steps(work, ["train"])
+
+    refused("train.base: no such folder", base="./nowhere")
+    refused("train.base: no checkpoint", base=str(tmp_path))
+    refused("accumulate is 9, but a batch has 4 rows", accumulate=9)
+    refused("prune needs method full", method="lora", prune={"layers": 2})
+    refused("prune cuts nothing", prune={})
+    refused("no training row has one of these categories .*known: blue, green, red", stages=[{"categories": ["x"]}])
+    refused("did you mean 'checkpoint_every'", checkpoint_evry=3)
+    work = training_work(tmp_path, validation=0, patience=2)
+    with pytest.raises(UsageError, match=r"train.patience: needs validation rows"):
+        run_steps(work, ["train"])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("train:", "trian:"))
+    with pytest.raises(UsageError, match="did you mean 'train'"):
+        open_work(recipe, tmp_path / "out")
+
+
+def test_nothing_to_train(tmp_path: Path) -> None:
+    work = training_work(tmp_path)
+    shutil.rmtree(tmp_path / "out/filter")
+    with pytest.raises(UsageError, match=r"kept\.jsonl"):
+        run_steps(work, ["train"])
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=40),
+    st.integers(1, 7),
+    st.integers(1, 4),
+    st.integers(0, 30),
+)
+@settings(max_examples=60, deadline=None)
+def test_draws_go_on_where_they_were(pictures: list[int], batch: int, per_picture: int, start: int) -> None:
+    items = [Encoded(str(i), str(p), "all", [], 0, {}) for i, p in enumerate(pictures)]
+    first = draws(items, batch, per_picture, [1, 2], 0)
+    steps = [next(first) for _ in range(start + len(items))]
+    again = draws(items, batch, per_picture, [1, 2], start)
+    assert [next(again) for _ in range(len(items))] == steps[start:]
+    # a pass has every row once
+    flat = [i for step in steps for i in step]
+    assert sorted(flat[: len(items)]) == list(range(len(items)))
+    assert np.bincount(flat[: 2 * len(items)], minlength=len(items)).max() <= 2
+
+
+@given(st.integers(1, 400), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_rates_stay_between_floor_and_peak(steps: int, warmup: float, hold: float, floor: float) -> None:
+    stage = Stage(steps=steps, rate=1e-3, warmup=warmup, hold=hold, floor=floor)
+    rates = [rate_at(i, stage) for i in range(steps)]
+    assert all(r >= 0 for r in rates) and max(rates) <= 1e-3 + 1e-12
+    falling = [r for i, r in enumerate(rates) if i >= max(warmup, hold) * steps]
+    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(falling))
+    assert all(r >= floor * 1e-3 - 1e-12 for r in falling)
+
+
+def test_pictures_beyond_the_memory_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = training_work(tmp_path, 6, validation=0)
+    model = load_model(Train(base="x"), QWEN)
+    whole = encoded(work, QWEN, model)
+    monkeypatch.setattr("distill.train.rows.CACHE_BYTES", 100)
+    small = encoded(work, QWEN, model)
+    assert len(small._cache) == 1 and len(whole._cache) == 6
+    for item in whole.items:
+        mine, theirs = small.pixels(item.picture), whole.pixels(item.picture)
+        assert mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
+
+
+def test_moving_names_what_is_trained() -> None:
+    assert len(moving(load_model(Train(base="x"), QWEN))) > len(
+        moving(load_model(Train(base="x", tower="frozen"), QWEN))
+    )
