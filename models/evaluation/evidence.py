@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from models.evaluation.answers import Answer
+from models.evaluation.detection import THRESHOLDS, Picture, mean_average_precision
 from models.golden import GoldenItem, find_object, normalize
-from models.golden.boxes import Boxes
+from models.golden.boxes import Boxes, match
 from models.stats import bootstrap_mean, wilson
 
 FIELDS = ("evidence", "explanation", "reason")
@@ -45,22 +46,23 @@ def explanation_scores(items: Sequence[GoldenItem], answers: Mapping[str, Answer
 
 
 def box_scores(items: Sequence[GoldenItem], answers: Mapping[str, Answer], *, seed: int = 0) -> dict[str, Any] | None:
-    """Return over the items whose answer is boxes: `mean_iou` per expected box, and `precision`, `recall` and `f1` at
-    IoU 0.5, 0.75 and their mean over 0.50 to 0.95 (`f1_mean`); None without such items.
-
-    Not average precision: that ranks boxes by confidence, and a generated answer has none per box.
+    """Return over the items whose answer is boxes: `mean_iou` per expected box, `precision`, `recall` and `f1` at IoU
+    0.5, 0.75 and their mean over 0.50 to 0.95 (`f1_mean`), and what `mean_average_precision` returns; None without
+    such items.
     """
     rule = Boxes()
     overlaps: list[float] = []
+    pictures: list[Picture] = []
     given_count = 0
     for item in items:
         if item.rule != rule.name:
             continue
         answer = answers.get(item.id)
         text = "" if answer is None or answer.text is None else answer.text
-        given, matched = rule.compare(text, item.expected, item.options)
-        given_count += given
-        overlaps += matched
+        given, wanted = rule.read(text, item.expected, item.options)
+        given_count += len(given)
+        overlaps += match(given, wanted)
+        pictures.append(Picture(wanted, given, None if answer is None else answer.confidence))
     if not overlaps:
         return None
 
@@ -69,12 +71,12 @@ def box_scores(items: Sequence[GoldenItem], answers: Mapping[str, Answer], *, se
         precision = hits / given_count if given_count else 0.0
         return {"precision": precision, "recall": hits / len(overlaps), "f1": 2 * hits / (given_count + len(overlaps))}
 
-    thresholds = [0.5 + 0.05 * i for i in range(10)]
     return {
         "boxes": len(overlaps),
         "given": given_count,
         "mean_iou": bootstrap_mean(overlaps, seed=seed).as_dict(),
         "at_0.50": at(0.5),
         "at_0.75": at(0.75),
-        "f1_mean": sum(at(t)["f1"] for t in thresholds) / len(thresholds),
+        "f1_mean": sum(at(t)["f1"] for t in THRESHOLDS) / len(THRESHOLDS),
+        **(mean_average_precision(pictures, seed=seed) or {}),
     }

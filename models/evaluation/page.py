@@ -91,12 +91,14 @@ def _beyond(page: Page, report: Mapping[str, Any]) -> None:
     rows += [[NAMES[name], _share(figure), figure["n"]] for name, figure in (report["explanation"] or {}).items()]
     if boxes := report["boxes"]:
         rows.append(["boxes: mean IoU", _share(boxes["mean_iou"]), boxes["boxes"]])
+        rows += [[f"boxes: {name}", _share(boxes[key]), boxes[key]["n"]] for key, name in AVERAGE_PRECISION.items()]
         rows += [[f"boxes: F1 {name.replace('_', ' IoU ')}", f"{boxes[name]['f1']:.3f}", ""] for name in BOX_LEVELS]
     if rows:
         page.section("Text, boxes and explanations", "How near the answers are, where right or wrong says too little.")
         page.add(table(["score", "value and 95 % interval", "n"], rows))
 
 
+AVERAGE_PRECISION = {"map": "mAP, IoU 0.50 to 0.95", "map_50": "mAP, IoU 0.50", "map_75": "mAP, IoU 0.75"}
 BOX_LEVELS = ("at_0.50", "at_0.75")
 NAMES = {
     "token_f1": "token F1",

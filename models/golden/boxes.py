@@ -1,7 +1,8 @@
 """Answers that are boxes: where in the picture something is.
 
-An answer is read from JSON (`[{"label": "circle", "box": [x0, y0, x1, y1]}]`; `bbox` and `bbox_2d` are understood too)
-or from PaliGemma's location tokens (`<loc0100><loc0200><loc0300><loc0400> circle ; ...`, y before x, of 1,024).
+An answer is read from JSON (`[{"label": "circle", "box": [x0, y0, x1, y1]}]`; `bbox` and `bbox_2d` are understood too,
+and a `score` or `confidence` of each box), or from PaliGemma's location tokens (`<loc0100><loc0200><loc0300><loc0400>
+circle ; ...`, y before x, of 1,024).
 """
 
 from __future__ import annotations
@@ -18,14 +19,19 @@ from models.golden.rules import normalize, register
 Box = tuple[float, float, float, float]
 _LOC = re.compile(r"((?:<loc\d{4}>){4})\s*([^;<]*)")
 _KEYS = ("box", "bbox", "bbox_2d")
+_SCORES = ("score", "confidence")
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A box (x0, y0, x1, y1), as a share of the picture's width and height, with its label (normalized)."""
+    """A box (x0, y0, x1, y1), as a share of the picture's width and height, with its label (normalized).
+
+    `score` is how sure the answer is of it, 0 to 1, where it says so.
+    """
 
     label: str
     box: Box
+    score: float | None = None
 
 
 def iou(a: Box, b: Box) -> float:
@@ -65,7 +71,11 @@ def _row(row: Any, scale: float) -> Labelled | None:
         x0, y0, x1, y1 = (float(v) / scale for v in box)
     except OverflowError:
         return None
-    return Labelled(normalize(str(row.get("label", ""))), (x0, y0, x1, y1)) if _sound((x0, y0, x1, y1)) else None
+    if not _sound((x0, y0, x1, y1)):
+        return None
+    score = next((row[key] for key in _SCORES if key in row), None)
+    sure = float(score) if isinstance(score, int | float) and type(score) is not bool and 0 <= score <= 1 else None
+    return Labelled(normalize(str(row.get("label", ""))), (x0, y0, x1, y1), sure)
 
 
 def _sound(box: Box) -> bool:
@@ -118,6 +128,10 @@ class Boxes:
 
     def compare(self, answer: str, expected: Any, options: Mapping[str, Any]) -> tuple[int, list[float]]:
         """Return how many boxes the answer has, and per expected box the IoU of the one matched to it."""
-        wanted = [one for row in expected if (one := _row(row, 1.0)) is not None]
-        given = parse_boxes(answer, float(options.get("scale", 1)))
+        given, wanted = self.read(answer, expected, options)
         return len(given), match(given, wanted)
+
+    def read(self, answer: str, expected: Any, options: Mapping[str, Any]) -> tuple[list[Labelled], list[Labelled]]:
+        """Return the boxes of the answer, and the expected ones."""
+        wanted = [one for row in expected if (one := _row(row, 1.0)) is not None]
+        return parse_boxes(answer, float(options.get("scale", 1))), wanted
