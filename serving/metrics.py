@@ -80,7 +80,9 @@ class Metrics:
             "fovea_limited_total", "Requests refused because a tenant was at a limit.", ["model", "tenant", "limit"]
         )
         self.recalled = Counter(
-            "fovea_recall_total", "Requests by what the cache did: hit, coalesced, miss, bypass.", ["model", "result"]
+            "fovea_recall_total",
+            "Requests by what the cache did: hit, semantic, coalesced, miss, bypass.",
+            ["model", "result"],
         )
         self._models: dict[str, ModelMetrics] = {}
 

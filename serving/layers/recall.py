@@ -1,10 +1,11 @@
 """Was it answered before: an exact cache and, for requests that run at the same time, one generation for all.
 
-`x-fovea-cache` of an answer says `hit` (with `age`, seconds), `coalesced`, `miss` or `bypass`.  A hit needs no pixel to
-be decoded when the same file was seen before.  Clients steer with `Cache-Control` (no-store, no-cache, max-age,
-only-if-cached), `x-fovea-cache: sampled` and `x-fovea-cache-tags: a,b`.  An `Idempotency-Key` makes a retry safe: it
-gets the first answer, whatever it was, or joins the generation that runs.  Operators purge with
-`POST /fovea/cache/purge {"all": true}` or `{"tenant" | "model" | "version" | "tag": NAME}`.
+`x-fovea-cache` of an answer says `hit` (with `age`, seconds), `semantic` (a hit in other words, with
+`x-fovea-similarity`), `coalesced`, `miss` or `bypass`.  A hit needs no pixel to be decoded when the same file was seen
+before.  Clients steer with `Cache-Control` (no-store, no-cache, max-age, only-if-cached), `x-fovea-cache: sampled` or
+`exact`, and `x-fovea-cache-tags: a,b`.  An `Idempotency-Key` makes a retry safe: it gets the first
+answer, whatever it was, or joins the generation that runs.  Operators purge with `POST /fovea/cache/purge
+{"all": true}` or `{"tenant" | "model" | "version" | "tag": NAME}`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -23,6 +25,7 @@ from serving.facts import FACTS
 from serving.metrics import METRICS
 from serving.recall.flight import Flight, left
 from serving.recall.key import KEPT, Control, control_of, is_whole, key_of, may_be_kept, retry_key
+from serving.recall.semantic import POINTER, Question, Semantic
 from serving.recall.store import Answers, Entry
 from serving.recall.version import version_of
 
@@ -46,16 +49,19 @@ class Recall:
         self.answers = Answers(stack.recall)
         self.flights: dict[bytes, Flight] = {}
         self.version = ""
+        self.semantic: Semantic | None = None
         self.writes: set[asyncio.Task[None]] = set()
         self.count = METRICS.recalled if stack.metrics else None
 
     async def start(self) -> None:
-        """Find out which model it is, and reach the store once.
+        """Find out which model it is, load the embedding model if there is one, and reach the store once.
 
         Raises:
-            UsageError: it cannot be reached, and `on_failure` is `refuse`.
+            UsageError: the store cannot be reached, and `on_failure` is `refuse`; there is no such embedding model.
         """
         self.version = await asyncio.to_thread(version_of, self.model)
+        if self.section.semantic is not None:
+            self.semantic = await asyncio.to_thread(Semantic, self.section.semantic)
         try:
             await self.answers.refresh()
         except StoreDown as error:
@@ -67,6 +73,8 @@ class Recall:
     async def stop(self) -> None:
         """Write what is not written yet and close the store."""
         await asyncio.gather(*self.writes, return_exceptions=True)
+        if self.semantic is not None:
+            self.semantic.close()
         await self.answers.shelf.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,9 +100,18 @@ class Recall:
             key, request = retry_key(exchange, path, self.model.name, control.retry), key.hex()
         if not control.no_cache and await self._recall(key, request, control, exchange, send):
             return
+        question = None
+        if self.semantic is not None and not control.retry and not control.exact:
+            question = self.semantic.question(exchange, path, self.model.name, self.version)
+            if (
+                question is not None
+                and not control.no_cache
+                and await self._in_other_words(question, control, exchange, send)
+            ):
+                return
         if control.only_cached:
             raise ApiError(504, "There is no kept answer, and the request allows no other.", kind="not_cached")
-        await self._generate(key, request, control, path, scope, receive, send)
+        await self._generate(key, request, control, path, question, scope, receive, send)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST":
@@ -103,15 +120,31 @@ class Recall:
 
     async def _recall(self, key: bytes, request: str, control: Control, exchange: Exchange, send: Send) -> bool:
         entry = await self.answers.get(key)
-        if entry is not None:
-            _same(entry.request, request)
-        age = 0 if entry is None else max(0, int(time.time() - entry.created))
-        if entry is None or (control.max_age is not None and age > control.max_age):
+        if entry is None:
+            return False
+        _same(entry.request, request)
+        return await self._give(entry, control, exchange, send, [(b"x-fovea-cache", b"hit")])
+
+    async def _in_other_words(self, question: Question, control: Control, exchange: Exchange, send: Send) -> bool:
+        assert self.semantic is not None
+        found = await self.semantic.find(question, self.answers)
+        if found is None:
+            return False
+        entry, near = found
+        headers = [(b"x-fovea-cache", b"semantic"), (b"x-fovea-similarity", f"{near:.3f}".encode())]
+        return await self._give(entry, control, exchange, send, headers)
+
+    async def _give(
+        self, entry: Entry, control: Control, exchange: Exchange, send: Send, headers: list[tuple[bytes, bytes]]
+    ) -> bool:
+        """Send a kept answer, unless it is older than the request allows."""
+        age = max(0, int(time.time() - entry.created))
+        if control.max_age is not None and age > control.max_age:
             return False
         exchange.notes["recalled"] = True
         exchange.image_tokens = entry.image_tokens
-        self._counted("hit")
-        headers = [(b"content-type", entry.content_type), (b"x-fovea-cache", b"hit"), (b"age", str(age).encode())]
+        self._counted("semantic" if headers[0][1] == b"semantic" else "hit")
+        headers = [(b"content-type", entry.content_type), *headers, (b"age", str(age).encode())]
         if entry.content_type.startswith(b"text/event-stream"):
             headers.append((b"cache-control", b"no-cache"))
         else:
@@ -121,7 +154,15 @@ class Recall:
         return True
 
     async def _generate(
-        self, key: bytes, request: str, control: Control, path: str, scope: Scope, receive: Receive, send: Send
+        self,
+        key: bytes,
+        request: str,
+        control: Control,
+        path: str,
+        question: Question | None,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
     ) -> None:
         exchange = exchange_of(scope)
         join = (self.section.coalesce or request) and not control.no_cache
@@ -133,7 +174,9 @@ class Recall:
         else:
             names = ("all", f"tenant:{exchange.tenant}", f"model:{self.model.name}", f"version:{self.version}")
             scopes = self.answers.scopes((*names, *(f"tag:{tag}" for tag in control.tags)))
-            flight = self.flights[key] = Flight(exchange, lambda done: self._ended(key, path, scopes, done), request)
+            flight = self.flights[key] = Flight(
+                exchange, lambda done: self._ended(key, path, question, scopes, done), request
+            )
             await flight.begin(self.app, scope)
             state = b"miss"
         self._counted(state.decode())
@@ -144,7 +187,7 @@ class Recall:
         finally:
             watch.cancel()
 
-    def _ended(self, key: bytes, path: str, scopes: dict[str, int], flight: Flight) -> None:
+    def _ended(self, key: bytes, path: str, question: Question | None, scopes: dict[str, int], flight: Flight) -> None:
         """Keep what a generation said, if it is one to keep."""
         if self.flights.get(key) is flight:
             del self.flights[key]
@@ -154,9 +197,14 @@ class Recall:
         if flight.complete and (is_whole(path, flight.content_type, body) or (flight.request and _no_error(body))):
             tokens = flight.exchange.image_tokens
             entry = Entry(flight.content_type, body, time.time(), scopes, tokens, flight.request)
-            task = asyncio.create_task(self.answers.put(key, entry))
-            self.writes.add(task)
-            task.add_done_callback(self.writes.discard)
+            self._write(key, entry)
+            if question is not None:
+                self._write(question.key, replace(entry, content_type=POINTER, body=question.pointer(key)))
+
+    def _write(self, key: bytes, entry: Entry) -> None:
+        task = asyncio.create_task(self.answers.put(key, entry))
+        self.writes.add(task)
+        task.add_done_callback(self.writes.discard)
 
     async def _purge(self, exchange: Exchange, send: Send) -> None:
         if exchange.identity is None and not self.local:

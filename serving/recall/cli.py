@@ -22,6 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         purge.add_argument(f"--{name}", action="append", default=[], metavar="NAME", help=text)
     purge.add_argument("--tag", action="append", default=[], metavar="TAG", help="that a request gave this tag")
     stats = actions.add_parser("stats", help="count them")
+    calibrate = actions.add_parser("calibrate", help="find the threshold of semantic recall from labelled pairs")
+    calibrate.add_argument("pairs", nargs="?", help="JSONL of same, a, b (default: the project's own pairs)")
+    calibrate.add_argument("--model", default="minilm", help="embedding model (default: %(default)s)")
+    calibrate.add_argument("--json", action="store_true", help="print JSON")
     for action in (purge, stats):
         action.add_argument("--stack", default="stack.yaml", help="stack file (default: stack.yaml)")
         action.add_argument("--json", action="store_true", help="print JSON")
@@ -30,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run one action."""
+    if args.action == "calibrate":
+        return _calibrate(args)
     from serving.errors import StoreDown
     from serving.recall.store import open_shelf
     from serving.stack import load_stack
@@ -59,6 +65,28 @@ def run(args: argparse.Namespace) -> int:
         raise CheckFailed(f"the store does not answer: {error}", field="recall.store") from error
     print(json.dumps(result) if args.json else "\n".join(f"{name}: {value}" for name, value in result.items()))
     return 0
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from serving.recall.calibrate import PAIRS, judge, read_pairs, summary
+    from serving.recall.embed import Embedder
+
+    pairs = read_pairs(Path(args.pairs) if args.pairs else PAIRS)
+    found = summary(judge(pairs, Embedder(args.model)))
+    if args.json:
+        print(json.dumps(found, ensure_ascii=False))
+        return int(bool(found["wrong"]))
+    one, two, alone = found["of_one"], found["of_two"], found["cosine_alone"]
+    print(
+        f"threshold {found['threshold']}\n"
+        f"pairs of one: {one['recalled']} of {one['pairs']} recalled ({one['same_words']} by words alone)\n"
+        f"pairs of two: {two['wrong']} of {two['pairs']} taken for one\n"
+        f"by the embedding alone: {two['cosine_alone_at_this_threshold']} wrong at this threshold; none wrong above "
+        f"{alone['threshold_without_a_wrong_one']}, where {alone['recalled']} would be recalled"
+    )
+    return int(bool(found["wrong"]))
 
 
 def scopes_of(args: argparse.Namespace) -> list[str]:

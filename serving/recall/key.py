@@ -55,7 +55,7 @@ def retry_key(exchange: Exchange, path: str, model: str, name: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """What a client said: `Cache-Control`, `x-fovea-cache: sampled`, `x-fovea-cache-tags`, `Idempotency-Key`."""
+    """What a client said: `Cache-Control`, `x-fovea-cache: sampled, exact`, tags, `Idempotency-Key`."""
 
     no_store: bool = False
     no_cache: bool = False
@@ -64,11 +64,12 @@ class Control:
     sampled: bool = False
     tags: tuple[str, ...] = ()
     retry: bytes = b""
+    exact: bool = False
 
 
 def control_of(scope: Scope) -> Control:
     """Read the headers of a request; a directive that is not understood is ignored, as HTTP wants it."""
-    no_store = no_cache = only = sampled = False
+    no_store = no_cache = only = sampled = exact = False
     age: float | None = None
     tags: list[str] = []
     retry = b""
@@ -84,10 +85,11 @@ def control_of(scope: Scope) -> Control:
         elif name == b"idempotency-key" and 0 < len(value) <= 255:
             retry = value
         elif name == b"x-fovea-cache":
-            sampled |= value.strip().lower() == b"sampled"
+            words = [word.strip() for word in value.lower().split(b",")]
+            sampled, exact = sampled or b"sampled" in words, exact or b"exact" in words
         elif name == b"x-fovea-cache-tags":
             tags += [tag.strip() for tag in value.decode("latin-1").split(",") if TAG.fullmatch(tag.strip())]
-    return Control(no_store, no_cache, only, age, sampled, tuple(dict.fromkeys(tags[:MOST_TAGS])), retry)
+    return Control(no_store, no_cache, only, age, sampled, tuple(dict.fromkeys(tags[:MOST_TAGS])), retry, exact)
 
 
 def may_be_kept(body: dict[str, Any], path: str, sampled: bool, default_temperature: float) -> bool:

@@ -8,6 +8,24 @@ from pydantic import Field
 
 from serving.section import LocationOrMemory, Section
 
+THRESHOLD = 0.75
+"""By `fovea cache calibrate` on `pairs.jsonl`; docs/serving.md has the table."""
+
+
+class Semantic(Section):
+    """Also give the answer to the same question in other words, about the same images (part of `recall`)."""
+
+    model: str = Field(
+        "minilm",
+        min_length=1,
+        description="Embedding model: `minilm` (all-MiniLM-L6-v2, int8, a package), a folder with tokenizer.json and "
+        "model.onnx, or a hub id of such a repository.",
+    )
+    threshold: float = Field(
+        THRESHOLD, gt=0, le=1, description="Least cosine of the two texts' embeddings; see `fovea cache calibrate`."
+    )
+    characters: int = Field(400, ge=1, description="Longer questions are compared exactly only.")
+
 
 class Recall(Section):
     """Answers that were given before (layer `recall`): exact cache and in-flight coalescing."""
@@ -26,6 +44,9 @@ class Recall(Section):
         description="Keep answers sampled at temperature > 0 too; one request asks with `x-fovea-cache: sampled`.",
     )
     coalesce: bool = Field(True, description="Answer identical requests that run at the same time by one generation.")
+    semantic: Semantic | None = Field(
+        None, description="Also questions in other words; never for requests at temperature > 0 that do not ask."
+    )
     purge_s: float = Field(1.0, gt=0, description="A purge is known to every replica after at most so long, seconds.")
     on_failure: Literal["refuse", "open"] = Field(
         "refuse",

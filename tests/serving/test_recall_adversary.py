@@ -1,5 +1,7 @@
 """Ten thousand pairs of requests that are easily taken for one another: no answer of one is ever given to the other.
 
+They are asked with semantic recall on, by the real embedding model; a fifth of them once more without.
+
 The engine of these tests answers with a digest of what it was really given (pixels, and everything else in the body);
 the truth is computed here, by other means, from the request's own bytes.  So an answer that is not the truth is a wrong
 hit.  All pairs share one cache: a request may also be taken for any of those before it.
@@ -12,6 +14,7 @@ import hashlib
 import io
 import json
 import random
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +27,8 @@ from serving.exchange import exchange_of
 from serving.keys import make_key, open_keys
 from serving.layers import build_layers, layers_of, start_layers, stop_layers
 from serving.layers.recall import Recall
+from serving.recall.calibrate import PAIRS as PAIRS_FILE
+from serving.recall.calibrate import read_pairs
 from serving.stack import Stack
 from tests.serving.asgi import JSON, call, scope_of
 from tests.serving.pictures import encode
@@ -191,6 +196,55 @@ def another_question(rng: random.Random) -> Pair:
     return ask(a, one), ask(b, one)
 
 
+SWAPS = [
+    ("left", "right"), ("above", "below"), ("in front of", "behind"), ("first", "last"), ("2", "3"), ("15", "51"),
+    ("1.5", "15"), ("two", "three"), ("cm", "mm"), ("kg", "lb"), ("miles", "km"), ("%", "\u2030"), ("Anna", "Hanna"),
+    ("Smith", "Smyth"), ("Paris", "Berlin"), ("X3", "X5"), ("red", "blue"), ("all", "some"), ("only", "also"),
+    ("is", "is not"), ("has", "has no"), ("with", "without"), ("more", "less"), ("before", "after"), ("man", "woman"),
+    ("open", "closed"), ("can", "cannot"), ("at least", "at most"), ("his", "hers"), ("buy", "sell"),
+    ("Polish", "polish"),
+]  # fmt: skip
+AROUND = [
+    "does the man see {} here?", "what {} the sign say", "Tell me whether it says {} on the box.", "is there a {} one?",
+    "how many {} things are there?", "what color is the {} shape?", "Is the price {} now?", "who {} in the picture?",
+]  # fmt: skip
+NOT_SAME = [pair for pair in read_pairs(PAIRS_FILE) if not pair[0]]
+SAME = [pair for pair in read_pairs(PAIRS_FILE) if pair[0]]
+
+
+def another_meaning(rng: random.Random) -> Pair:
+    """About the same picture, as near in words as possible."""
+    one = part(picture(rng))
+    if rng.random() < 0.5:
+        _, a, b = rng.choice(NOT_SAME)
+    else:
+        frame, swap = rng.choice(AROUND), rng.choice(SWAPS)
+        a, b = (frame.format(word) for word in swap)
+    return ask(a, one), ask(b, one)
+
+
+def in_other_words_of_another(rng: random.Random) -> Pair:
+    """A paraphrase, but one other thing differs too."""
+    _, a, b = rng.choice(SAME)
+    image = picture(rng)
+    more: Body = rng.choice([{"max_tokens": 9}, {"seed": 3}, {"tools": []}, {"temperature": 0, "top_k": 2}])
+    if rng.random() < 0.3:
+        return ask(a, part(image)), ask(b, part(picture(rng)))
+    if rng.random() < 0.5:
+        return ask(a, part(image)), ask(b, part(image), **more)
+    before, after = ask(a, part(image)), ask(b, part(image))
+    before["messages"].insert(0, {"role": "system", "content": "Answer yes."})
+    after["messages"].insert(0, {"role": "system", "content": "Answer no."})
+    return before, after
+
+
+def in_other_words(rng: random.Random) -> Pair:
+    """What semantic recall is for."""
+    _, a, b = rng.choice(SAME)
+    one = part(picture(rng))
+    return ask(a, one), ask(b, one)
+
+
 def another_setting(rng: random.Random) -> Pair:
     one, (a, b) = part(picture(rng)), rng.choice(SETTINGS)
     return ask("?", one, **a), ask("?", one, **b)
@@ -281,20 +335,33 @@ def written_in_another_order(rng: random.Random) -> Pair:
 TWO: list[Callable[[random.Random], Pair]] = [
     one_pixel, another_image, turned, turned_by_exif, same_bytes_other_shape, cropped, swapped, twice, image_gone,
     moved_in_the_conversation, another_question, another_setting, another_system_prompt, another_role, another_split,
-    another_detail, a_text_that_poses_as_an_image,
+    another_detail, a_text_that_poses_as_an_image, another_meaning, another_meaning, another_meaning,
+    in_other_words_of_another,
 ]  # fmt: skip
 ONE: list[Callable[[random.Random], Pair]] = [
     encoded_again, turned_by_exif_and_by_hand, said_by_another_user, declared_otherwise, written_in_another_order,
 ]  # fmt: skip
 
 
+def same_words(a: Body, b: Body) -> bool:
+    """Whether two requests of a pair differ in blanks or in the form of an accent alone."""
+
+    def plain(body: Body) -> str:
+        return "".join(unicodedata.normalize("NFC", json.dumps(body, ensure_ascii=False, sort_keys=True)).split())
+
+    return plain(a) == plain(b)
+
+
 @pytest.mark.timeout(280)
-async def test_no_answer_is_given_to_another_question(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("semantic", "pairs"), [(True, PAIRS), (False, PAIRS // 5)])
+async def test_no_answer_is_given_to_another_question(
+    semantic: bool, pairs: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "config.json").write_text("{}")
     keys = str(tmp_path / "keys.db")
     data: dict[str, Any] = {"models": [{"name": "adversary", "source": str(tmp_path)}], "metrics": False}
     data |= {"identify": {"keys": keys, "tenants": [{"name": "acme"}, {"name": "other"}]}}
-    data |= {"recall": {"memory_bytes": 2**29}, "media": {"url_hosts": []}}
+    data |= {"recall": {"memory_bytes": 2**29, "semantic": {} if semantic else None}, "media": {"url_hosts": []}}
     stack = Stack.model_validate(data)
     holder, bearer = open_keys(keys), {}
     for tenant in ("acme", "other"):
@@ -315,21 +382,34 @@ async def test_no_answer_is_given_to_another_question(tmp_path: Path) -> None:
         state = (got.header(b"x-fovea-cache") or b"").decode()
         return state, json.loads(got.body)["choices"][0]["message"]["content"]
 
-    for number in range(PAIRS):
-        kinds = ONE if number % 5 == 0 else TWO
-        make = kinds[number // 5 % len(kinds)] if kinds is ONE else kinds[number % len(kinds)]
+    one = [*ONE, in_other_words]
+    for number in range(pairs):
+        kinds = one if number % 5 == 0 else TWO
+        make = kinds[number // 5 % len(kinds)] if kinds is one else kinds[number % len(kinds)]
         first, second = make(rng)
         tenants = ("acme", "other") if number % 50 == 1 else ("acme", "acme")
+        before = truth(tenants[0], first)
         for tenant, body in zip(tenants, (first, second), strict=True):
             state, said = await answer(tenant, body)
-            assert said == truth(tenant, body), f"wrong hit: {make.__name__}, pair {number}"
-        same = truth(tenants[0], first) == truth(tenants[1], second)
-        assert same is (kinds is ONE), f"{make.__name__} does not make what it says"
-        if kinds is ONE:
+            alike = tenants[0] == tenants[1] and (make is in_other_words or same_words(first, second))
+            if state == "semantic":
+                assert semantic and alike and said == before, f"wrong hit: {make.__name__}, pair {number}: {body}"
+            else:
+                assert said == truth(tenant, body), f"wrong hit: {make.__name__}, pair {number}"
+        same = before == truth(tenants[1], second)
+        assert same is (make in ONE), f"{make.__name__} does not make what it says"
+        if same:
             assert state == "hit", f"{make.__name__}: the same request was asked of the engine again"
         seen[make.__name__, state] += 1
     await stop_layers(app)
     total = sum(seen.values())
     hits = sum(count for (_, state), count in seen.items() if state == "hit")
-    print(f"{total} pairs of {len(TWO) + len(ONE)} kinds, {hits} hits of one request, 0 wrong hits")
-    assert total == PAIRS and hits >= PAIRS // 5 and len({name for name, _ in seen}) == len(TWO) + len(ONE)
+    words = sum(count for (name, _), count in seen.items() if name == "in_other_words")
+    found = seen["in_other_words", "semantic"]
+    with capsys.disabled():
+        print(
+            f"\n{total} pairs of {len(TWO) + len(one)} kinds, {hits} hits of one request, {found} of {words} in other "
+            "words, 0 wrong hits"
+        )
+    assert total == pairs and hits >= pairs // 6 and len({name for name, _ in seen}) == len({*TWO, *one})
+    assert found > 0.8 * words if semantic else found == 0
