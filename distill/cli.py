@@ -1,4 +1,4 @@
-"""`fovea distill run | collect | filter | train | plan | schema`: arguments and printing, without the work."""
+"""`fovea distill`: arguments and printing, without the work."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("collect", "ask the teachers, within the dollars; goes on where it stopped and buys nothing twice", _run),
         ("filter", "drop what should not be trained on, and write the data card", _run),
         ("train", "train the student on the kept rows; goes on from its last checkpoint", _run),
+        ("evaluate", "serve student, teacher and base, compare them on held-out truth, write the report", _run),
+        ("export", "check the engine against the weights, register with lineage, set the gate", _run),
         ("plan", "what collect would buy, and the most it can cost; asks nobody", _plan),
         ("schema", "print the JSON Schema of a recipe", _schema),
     ):

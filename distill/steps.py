@@ -157,8 +157,65 @@ def _trained(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _evaluate(work: Work) -> dict[str, Any]:
+    from distill.evaluate.run import evaluate_student
+    from distill.report import write_report
+
+    report = evaluate_student(work)
+    write_report(work)
+    return report
+
+
+def _evaluate_inputs(work: Work) -> dict[str, Any]:
+    from distill.evaluate.run import inputs
+
+    return inputs(work)
+
+
+def _evaluated(report: dict[str, Any]) -> str:
+    lines = [f"evaluate:{' (nothing had changed)' * report['cached']}"]
+    for name, arm in report["arms"].items():
+        accuracy, p50 = arm["accuracy"], arm["latency_ms"]["p50"]["value"]
+        time = "P50 n too small" if p50 is None else f"P50 {p50:.0f} ms"
+        each = "not priced" if arm["usd_per_query"] is None else f"${float(arm['usd_per_query']):.2g} a query"
+        lines.append(f"  {name}: {accuracy['value']:.4f} right ({accuracy['low']:.4f} to {accuracy['high']:.4f}, "
+                     f"n {accuracy['n']}), {time}, {each}")  # fmt: skip
+    for name, one in report["targets"].items():
+        got = "not measured" if one["measured"] is None else f"{one['measured']:.3f}"
+        lines.append(f"  target {name} {one['wanted']:g}: {got}{'' if one['holds'] else ' - missed'}")
+    return "\n".join(lines)
+
+
+def _export(work: Work) -> dict[str, Any]:
+    from distill.export.run import export_student
+    from distill.report import write_report
+
+    report = export_student(work)
+    write_report(work)
+    return report
+
+
+def _export_inputs(work: Work) -> dict[str, Any]:
+    from distill.export.run import inputs
+
+    return inputs(work)
+
+
+def _exported(report: dict[str, Any]) -> str:
+    gap = report["parity"]
+    refused = (
+        f"promotion is refused: {'; '.join(report['refused_for'])}" if report["refused_for"] else report["promote"]
+    )
+    return (
+        f"export: {report['version']}{' (nothing had changed)' * report['cached']}; transformers and vLLM differ by "
+        f"{gap['worst']:.4f} at most in {gap['steps']} steps\n  {refused}"
+    )
+
+
 STEPS: dict[str, Step] = {
     "collect": Step("collect", _collect, _collected),
     "filter": Step("filter", _filter, _filtered, _filter_inputs, ("kept.jsonl", "dropped.jsonl", "card.html")),
     "train": Step("train", _train, _trained, _train_inputs, ("student/config.json", "student/model.safetensors")),
+    "evaluate": Step("evaluate", _evaluate, _evaluated, _evaluate_inputs, ("report.json",)),
+    "export": Step("export", _export, _exported, _export_inputs, ("report.json",)),
 }

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from distill.recipe.ask import Budget, Prompts, Teacher
+from distill.recipe.evaluate import Evaluate, Export
 from distill.recipe.filters import Filters, Unit
 from distill.recipe.parts import Name, Section, Share
 from distill.recipe.student import Student
@@ -87,6 +88,8 @@ class Recipe(Section):
     filters: Filters = Field(default_factory=Filters, description="What is dropped before training.")
     student: Student | None = Field(None, description="Who learns; collecting and filtering do not need it.")
     train: Train | None = Field(None, description="How it learns.")
+    evaluate: Evaluate | None = Field(None, description="On which truth, at which load and price it is measured.")
+    export: Export | None = Field(None, description="How it is registered, and what stands before its promotion.")
 
     @model_validator(mode="after")
     def _coherent(self) -> Recipe:
@@ -96,6 +99,10 @@ class Recipe(Section):
             raise ValueError(f"two teachers are called {min(twice)!r}: names must differ")
         if self.train is not None and self.student is None:
             raise ValueError("train needs a student: add the section `student` with its model of the catalog")
+        if self.evaluate is not None and self.train is None:
+            raise ValueError("evaluate needs a student that was trained: add the section `train`")
+        if self.export is not None and self.evaluate is None:
+            raise ValueError("export needs a proof: add the section `evaluate`")
         if self.filters.agreement.min_teachers > len(names):
             raise ValueError(
                 f"filters.agreement.min_teachers is {self.filters.agreement.min_teachers}, "

@@ -1,0 +1,146 @@
+"""Have an arm answer every golden set, and the student also the changed ones; what was answered is not asked again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+
+from distill.evaluate.arms import Arm, address
+from distill.evaluate.pictures import KINDS, variant
+from distill.recipe.evaluate import Evaluate
+from distill.work import Work
+from models.evaluation import EvaluationSettings, evaluate
+from models.evaluation.compare import Evaluated, read_evaluation
+from models.golden import GoldenSet, load_golden
+from models.providers import VENDORS
+from models.support.errors import CheckFailed, UsageError
+
+PLAIN = "plain"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One set, asked of one arm in one wording; `kind` is `plain`, `hidden`, `damaged` or `wording-2`."""
+
+    arm: Arm
+    golden: GoldenSet
+    spec: str
+    kind: str
+    limit: int | None
+    out: Path
+    prompt: str = "{question}"
+
+
+def sets_of(work: Work) -> list[tuple[GoldenSet, str]]:
+    """Return the golden sets with their names or paths.  Raises UsageError where one is not there."""
+    section = work.recipe.evaluate
+    assert section is not None
+    specs = [str((work.folder / n).resolve()) if (work.folder / n).exists() else n for n in section.golden]
+    return [(load_golden(spec), spec) for spec in specs]
+
+
+def jobs_of(work: Work, arm: Arm) -> list[Job]:
+    """Return what an arm is asked: all sets; the student also with changed pictures and other wordings."""
+    section = work.recipe.evaluate
+    assert section is not None
+    found = []
+    for golden, spec in sets_of(work):
+        folder = work.out / "evaluate" / "answers" / arm.key / golden.name
+        found.append(Job(arm, golden, spec, PLAIN, section.limit, folder / PLAIN))
+        if arm.name != "student":
+            continue
+        for kind in KINDS if section.robust_items else ():
+            made = work.out / "evaluate" / "sets" / f"{golden.name}-{kind}-{golden.digest[:12]}-{section.robust_items}"
+            if not (made / "golden.jsonl").exists():
+                variant(golden, kind, section.robust_items, work.recipe.seed, made)
+            found.append(Job(arm, load_golden(made), str(made.resolve()), kind, None, folder / kind))
+        for number, prompt in enumerate(section.variants, 2):
+            kind = f"wording-{number}"
+            limit = min(section.robust_items or 200, section.limit or 10**9)
+            found.append(Job(arm, golden, spec, kind, limit, folder / kind, prompt))
+    return found
+
+
+def ask(work: Work, arm: Arm) -> dict[tuple[str, str], Evaluated]:
+    """Return (golden set's name in the recipe, kind) -> evaluation; the arm is served only if something is missing.
+
+    Raises:
+        CheckFailed: it did not start, stopped answering, or the spend limit was reached.
+    """
+    section = work.recipe.evaluate
+    assert section is not None
+    jobs = jobs_of(work, arm)
+    names = [golden.name for golden, _ in sets_of(work)]
+    with ExitStack() as running:
+        url: str | None = None
+        for job in jobs:
+            if _finished(job) is None:
+                url = url or running.enter_context(address(arm))
+                _evaluate(work, section, job, url)
+    found = {}
+    for job in jobs:
+        finished = _finished(job)
+        assert finished is not None
+        name = next(n for n in sorted(names, key=len, reverse=True) if job.golden.name.startswith(n))
+        found[name, job.kind] = finished
+    return found
+
+
+def _finished(job: Job) -> Evaluated | None:
+    """Return the evaluation that lies there, if it is this one and complete."""
+    try:
+        found = read_evaluation(job.out)
+    except UsageError:
+        return None
+    report = found.report
+    wanted = len(job.golden.items) if job.limit is None else min(job.limit, len(job.golden.items))
+    same = report["golden"]["digest"] == job.golden.digest and report["golden"]["asked"] == wanted
+    return found if same and report["run"]["stopped"] is None else None
+
+
+def _evaluate(work: Work, section: Evaluate, job: Job, url: str) -> None:
+    vendor = url.partition("/")[0] in VENDORS
+    report = evaluate(
+        EvaluationSettings(
+            url=url,
+            model=job.arm.model,
+            golden=job.spec,
+            out=job.out,
+            limit=job.limit,
+            seed=work.recipe.seed,
+            concurrency=section.concurrency,
+            max_tokens=section.max_tokens,
+            prompt=job.prompt,
+            fresh=_foreign(job),
+            max_usd=work.recipe.budget.max_usd if vendor else None,
+            usd_per_hour=None if vendor else section.usd_per_hour,
+        )
+    )
+    if report["run"]["stopped"] is not None:
+        raise CheckFailed(f"stopped early: {report['run']['stopped']}", field="budget.max_usd",
+                          value=f"{work.recipe.budget.max_usd:f}", fix="raise it, or lower evaluate.limit")  # fmt: skip
+
+
+def _foreign(job: Job) -> bool:
+    """Return whether the folder holds the answers of another set (its golden set was changed meanwhile)."""
+    import json
+
+    try:
+        there = json.loads((job.out / "run.json").read_text("utf-8"))
+        return bool(there["golden"]["digest"] != job.golden.digest)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def usd_per_query(arms: Sequence[Evaluated]) -> Decimal | None:
+    """Return dollars of a query over several evaluations of one arm; None where one is not priced."""
+    total, n = Decimal(0), 0
+    for one in arms:
+        cost = one.report.get("cost")
+        if cost is None:
+            return None
+        total, n = total + Decimal(cost["usd_per_query"]) * cost["n"], n + cost["n"]
+    return total / n if n else None

@@ -1,0 +1,133 @@
+"""The export step: parity, registration with lineage, the evaluation attached, what still stands before promotion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from distill.evaluate.arms import checkpoint_digest
+from distill.evaluate.ask import PLAIN, sets_of
+from distill.export.parity import parity
+from distill.recipe.evaluate import Export
+from distill.steps import file_digest
+from distill.work import Work
+from models.evaluation.compare import read_evaluation
+from models.evaluation.target import served_folder
+from models.registry import open_registry
+from models.registry.gates import problems
+from models.registry.schema import Policy, Requirement, Version
+from models.support.errors import CheckFailed, UsageError
+from models.support.files import write_json
+
+NAME = "student"
+
+
+def section_of(work: Work) -> Export:
+    """Return the section.  Raises UsageError when the recipe has none."""
+    if work.recipe.export is None:
+        raise UsageError("is missing", field="export", fix="add it: fovea distill schema describes it")
+    return work.recipe.export
+
+
+def inputs(work: Work) -> dict[str, Any]:
+    """Return what the result depends on."""
+    return {
+        "export": section_of(work).model_dump(mode="json"),
+        "student": checkpoint_digest(work.out / "train" / "student"),
+        "evaluation": file_digest(work.out / "evaluate" / "report.json"),
+    }
+
+
+def export_student(work: Work) -> dict[str, Any]:
+    """Check parity, register, attach the evaluation; write `export/report.json` and return it.
+
+    Raises:
+        CheckFailed: transformers and vLLM differ by more than the tolerance: nothing is registered.
+        UsageError: there is no evaluation of this student.
+    """
+    section = section_of(work)
+    folder = work.out / "train" / "student"
+    digest = checkpoint_digest(folder)
+    evaluations = _evaluations(work, digest)
+    found = _parity(work, section, folder)
+    write_json(work.out / "export" / "parity.json", found)
+    if found["worst"] > section.parity_tolerance:
+        raise CheckFailed(
+            f"transformers and vLLM differ by {found['worst']:.3f} in a token's probability",
+            field="export.parity_tolerance", value=section.parity_tolerance,
+            fix=f"{work.out / 'export' / 'parity.json'} says on which items; nothing was registered",
+        )  # fmt: skip
+    registry = open_registry(None if section.store is None else str((work.folder / section.store).resolve()))
+    known = registry.versions(section.name) if section.name in registry.names() else []
+    version = next((v for v in known if v.digest == digest), None) or _register(work, section, registry, folder)
+    if registry.policy(section.name) is None:
+        registry.set_policy(section.name, _policy(work, section))
+    attached = {r["sha256"] for r in registry.state(section.name).reports.get(version.number, [])}
+    for report in evaluations:
+        report["target"] = {"name": version.name, "version": version.number, "digest": version.digest}
+        from models.registry.schema import report_summary
+
+        if report_summary(report)["sha256"] not in attached:
+            registry.attach(version.ref, report, by=section.by)
+    state = registry.state(section.name)
+    missing = problems(registry, version, state, "canary")
+    report = {
+        "step": "export",
+        "recipe": work.recipe.name,
+        "version": version.ref,
+        "digest": digest,
+        "parity": {k: v for k, v in found.items() if k != "by_item"} | {"tolerance": section.parity_tolerance},
+        "stage": state.stages[version.number],
+        "refused_for": missing,
+        "promote": f"fovea models promote {version.ref} --to canary",
+        "lineage": {"parent": version.parent, "data": version.data},
+    }
+    write_json(work.out / "export" / "report.json", report)
+    return report
+
+
+def _evaluations(work: Work, digest: str) -> list[dict[str, Any]]:
+    """Return the plain evaluations of exactly these weights, one a golden set."""
+    folder = work.out / "evaluate" / "answers" / f"{NAME}-{digest[:12]}"
+    try:
+        return [read_evaluation(folder / golden.name / PLAIN).report for golden, _ in sets_of(work)]
+    except UsageError as error:
+        raise UsageError(
+            "these weights were not evaluated", field=str(folder), fix="run fovea distill evaluate"
+        ) from error
+
+
+def _parity(work: Work, section: Export, folder: Path) -> dict[str, Any]:
+    assert work.recipe.evaluate is not None
+    sets = [golden for golden, _ in sets_of(work)]
+    each = -(-section.parity_items // len(sets))
+    items = [item for golden in sets for item in golden.sample(each, work.recipe.seed)][: section.parity_items]
+    with served_folder(folder.resolve(), NAME) as url:
+        return parity(folder, url, NAME, items, work.recipe.evaluate.max_tokens)
+
+
+def _register(work: Work, section: Export, registry: Any, folder: Path) -> Version:
+    recipe = work.recipe
+    teachers = ", ".join(f"{t.name} ({t.model})" for t in recipe.teachers)
+    data = {"kept": file_digest(work.out / "filter" / "kept.jsonl")} | {g.name: g.digest for g, _ in sets_of(work)}
+    version: Version = registry.register(
+        folder,
+        section.name,
+        by=section.by,
+        parent=None if recipe.train is None else recipe.train.base,
+        recipe=recipe.model_dump(mode="json"),
+        data=data,
+        licence=section.licence or None,
+        note=f"distilled from {teachers}; report {work.out / 'report.json'}",
+    )
+    return version
+
+
+def _policy(work: Work, section: Export) -> Policy:
+    return Policy(
+        require=[
+            Requirement(golden=golden.name, min_accuracy=section.min_accuracy, min_items=section.min_items,
+                        max_drop=section.max_drop)
+            for golden, _ in sets_of(work)
+        ]
+    )  # fmt: skip

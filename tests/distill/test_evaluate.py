@@ -1,0 +1,209 @@
+"""The comparison: served arms are simulated here (a wire format, no model), everything after their answers is real."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from distill.evaluate import ask as ask_module
+from distill.evaluate.arms import Arm, arms_of, checkpoint_digest
+from distill.evaluate.cascade import Both, cascade
+from distill.evaluate.pictures import hidden, variant
+from distill.evaluate.run import evaluate_student
+from distill.report import money, write_report
+from distill.work import Work, open_work
+from models.golden import load_golden
+from models.registry import open_registry
+from models.support.errors import UsageError
+from tests.distill.simulator import COLOURS, colour_of, picture, write_recipe
+from tests.distill.training import EMBEDDED, training_work
+from tests.models.openai_simulator import OpenAISimulator, Reply
+
+QWEN = EMBEDDED / "qwen2_5_vl"
+N = 60
+
+
+def golden(folder: Path) -> None:
+    """Sixty pictures of squares with the true colour: more than forty, so that there is a cascade."""
+    (folder / "truth/pictures").mkdir(parents=True)
+    lines = []
+    for i in range(N):
+        colour = list(COLOURS)[i % 3]
+        (folder / f"truth/pictures/{i}.png").write_bytes(picture(colour, i))
+        lines.append({"id": f"g{i}", "image": f"pictures/{i}.png", "question": f"Colour of {i}?", "expected": colour,
+                      "category": "even" if i % 2 == 0 else "odd"})  # fmt: skip
+    (folder / "truth/golden.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def proof_work(folder: Path, **evaluate: Any) -> Work:
+    """A work whose student is already trained: the embedded model stands for it, and its teacher is a folder too."""
+    training_work(folder)
+    golden(folder)
+    student = folder / "out/train/student"
+    shutil.copytree(QWEN, student)
+    (folder / "out/train/report.json").write_text(json.dumps({"usd": "0.50"} | _trained()))
+    section = {"golden": ["truth"], "usd_per_hour": "0.40", "robust_items": 30, "concurrency": 4} | evaluate
+    recipe = json.loads(json.dumps(open_work(folder / "recipe.yaml", folder / "out").recipe.model_dump(mode="json")))
+    teacher = {"checkpoint": str(EMBEDDED / "paligemma"), "model": "teacher", "vendor_url": None, "api_key_env": None}
+    path = write_recipe(folder, "http://127.0.0.1:9", teacher=teacher, student=recipe["student"],
+                        train=recipe["train"], evaluate=section)  # fmt: skip
+    return open_work(path, folder / "out")
+
+
+def _trained() -> dict[str, Any]:
+    figures: dict[str, Any] = {"rows": 8, "parameters_trained": 10, "parameters": 10, "method": "full"}
+    return figures | {"steps": 6, "seconds": 1800.0}
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Serve arms by simulators: the teacher is always right, the student unsure and wrong where a number ends in 7."""
+    started: list[str] = []
+
+    def answer(arm: str, question: str, image: bytes) -> Reply:
+        seen = colour_of(image)
+        if arm == "teacher":
+            return seen, 0.99
+        if arm == "base":
+            return "red", 0.5
+        if seen == "unknown":
+            return "red", 0.4
+        return ("purple", 0.3) if "7?" in question else (seen, 0.95)
+
+    @contextmanager
+    def address(arm: Arm) -> Iterator[str]:
+        started.append(arm.name)
+        with OpenAISimulator(lambda q, i: answer(arm.name, q, i), model=arm.model) as sim:
+            yield sim.url
+
+    monkeypatch.setattr(ask_module, "address", address)
+    return started
+
+
+def test_everything_is_compared_on_the_same_items(tmp_path: Path, served: list[str]) -> None:
+    work = proof_work(tmp_path, variants=["{question} please"])
+    report = evaluate_student(work)
+    assert served == ["teacher", "base", "student"]
+    arms = report["arms"]
+    assert arms["teacher"]["accuracy"]["value"] == 1 and arms["student"]["accuracy"]["value"] == 54 / 60
+    assert arms["base"]["accuracy"]["value"] == pytest.approx(1 / 3)
+    assert arms["student"]["parameters"] == 2_930_944 and arms["student"]["digest"] == checkpoint_digest(QWEN)
+    against = report["student_against"]
+    ratio = against["teacher"]["accuracy_ratio"]
+    assert ratio["value"] == 0.9 and ratio["low"] < 0.9 < ratio["high"] and ratio["n"] == N
+    compared = against["teacher"]["sets"]["truth"]
+    assert compared["difference"]["value"] == pytest.approx(-0.1) and compared["mcnemar"]["only_first"] == 6
+    assert compared["by_category"]["odd"]["difference"]["value"] == pytest.approx(-0.2)
+    assert compared["by_category"]["even"]["difference"]["value"] == 0
+    assert against["base"]["accuracy_ratio"]["value"] == pytest.approx(2.7)
+    # hidden: one answer whatever is asked; the true pictures of the same items are right
+    shown = report["pictures"]["truth"]
+    assert shown["hidden"]["accuracy"]["value"] < 0.7 < shown["hidden"]["with_the_true_picture"]["value"]
+    assert sum(f["n"] for f in shown["damaged"]["by_damage"].values()) == 30
+    assert report["consistency"]["truth"]["same_answer"]["value"] == 1
+    # the cascade passes on what the student is unsure of, which is what it has wrong
+    kept = report["cascade"]["kept"]
+    assert kept["accuracy"]["value"] >= 0.97 and kept["passed_on"]["value"] < 0.3
+    assert report["targets"]["keep"] == {"wanted": 0.97, "measured": 0.9, "holds": False}
+
+    again = evaluate_student(work)
+    assert served == ["teacher", "base", "student"]  # nobody was started again
+    assert again["arms"]["student"]["accuracy"] == arms["student"]["accuracy"]
+
+    whole = write_report(work)
+    page = (tmp_path / "out/report.html").read_text()
+    assert whole["money"]["training_usd"] == "0.50" and "missed: accuracy kept" in page
+    for words in ("Teacher to student", "Student minus teacher", "Without the picture", "Cascade", "Where they differ",
+                  "lost 6, 6 shown", "purple"):  # fmt: skip
+        assert words in page
+    assert (
+        "http:" not in page
+        and "https:" not in page
+        and "<script" not in page
+        and page.count("data:image/jpeg;base64,") == 6
+    )
+
+
+def test_other_weights_are_asked_anew(tmp_path: Path, served: list[str]) -> None:
+    work = proof_work(tmp_path, base=False, robust_items=0)
+    evaluate_student(work)
+    weights = tmp_path / "out/train/student/model.safetensors"
+    shutil.copy(EMBEDDED / "paligemma/model.safetensors", weights)
+    evaluate_student(work)
+    assert served == ["teacher", "student", "student"]
+
+
+def test_what_is_not_there(tmp_path: Path, served: list[str]) -> None:
+    work = proof_work(tmp_path, also={"int8": "nowhere"})
+    with pytest.raises(UsageError, match="int8: no checkpoint in this folder"):
+        arms_of(work)
+    shutil.rmtree(tmp_path / "out/train/student")
+    with pytest.raises(UsageError, match=r"there is no student yet; run fovea distill train"):
+        evaluate_student(work)
+    with pytest.raises(UsageError, match="evaluate needs a student that was trained"):
+        open_work(write_recipe(tmp_path, "http://x", evaluate={"golden": ["x"], "usd_per_hour": "1"}), tmp_path / "o")
+
+
+def test_the_digest_is_the_registrys(tmp_path: Path) -> None:
+    version = open_registry(str(tmp_path / "store")).register(QWEN, "m", by="test")
+    assert version.digest == checkpoint_digest(QWEN)
+
+
+def test_changed_pictures_are_a_set_of_their_own(tmp_path: Path) -> None:
+    golden(tmp_path)
+    truth = load_golden(tmp_path / "truth")
+    made = load_golden(variant(truth, "hidden", 20, 1, tmp_path / "hidden"))
+    assert len(made.items) == 20 and {item.id for item in made.items} <= {item.id for item in truth.items}
+    assert len({item.image.digest for item in made.items}) == 1 and made.digest != truth.digest
+    grey, kind = hidden(Image.new("RGB", (30, 20), "red"), None)  # type: ignore[arg-type]
+    assert grey.size == (30, 20) and kind == "hidden" and grey.getpixel((3, 3)) == (127, 127, 127)
+    again = load_golden(variant(truth, "damaged", 20, 1, tmp_path / "a"))
+    assert again.digest == load_golden(variant(truth, "damaged", 20, 1, tmp_path / "b")).digest
+
+
+def test_payback() -> None:
+    arms = {"teacher": {"usd_per_query": "0.001"}, "student": {"usd_per_query": "0.0002"}}
+    steps: dict[str, Any] = {"collect": {"spent_usd": "2.00"}, "train": {"usd": "0.40"}, "evaluate": {"arms": arms}}
+    found = money(steps)
+    assert found["payback_queries"] == 3000 and Decimal(found["saved_usd_per_query"]) == Decimal("0.0008")
+    arms["student"]["usd_per_query"] = "0.002"
+    assert money(steps)["payback_queries"] is None
+
+
+items = st.lists(
+    st.tuples(st.floats(0, 1, allow_nan=False), st.booleans(), st.booleans()), min_size=40, max_size=120
+)  # fmt: skip
+
+
+@given(items, st.floats(0.5, 1))
+@settings(max_examples=50, deadline=None)
+def test_the_cascade_is_what_it_says(found: list[tuple[float, bool, bool]], keep: float) -> None:
+    both = [Both(str(i), *one) for i, one in enumerate(found)]
+    student, teacher = Decimal("0.0001"), Decimal("0.001")
+    result = cascade(both, student, teacher, keep)
+    assert result is not None and result["n_chosen_on"] + result["n_measured_on"] == len(both)
+    first, last = result["curve"][0], result["curve"][-1]
+    assert first["passed_on"]["value"] == 0 and Decimal(first["usd_per_query"]) == student
+    assert first["accuracy"]["value"] == sum(i.student for i in both) / len(both)
+    assert last["passed_on"]["value"] == 1 and Decimal(last["usd_per_query"]) == student + teacher
+    assert last["accuracy"]["value"] == sum(i.teacher for i in both) / len(both)
+    passed = [row["passed_on"]["value"] for row in result["curve"]]
+    assert passed == sorted(passed)
+    if result["cheapest"] is None:  # nobody was right on the half that chooses
+        assert result["kept"] is None
+    else:
+        assert 0 <= result["cheapest"]["passed_on"]["value"] <= 1
+
+
+def test_a_cascade_of_few_says_nothing() -> None:
+    assert cascade([Both("a", 0.5, True, True)] * 39, Decimal(1), Decimal(2), 0.9) is None
