@@ -13,7 +13,7 @@ from models.providers.base import Ask, Parsed, Provider, ToolCall, count
 from models.providers.errors import ProviderError, ProviderTimeout, ServerFault, from_status
 from models.providers.wire import TRANSPORT_ERRORS, parse_arguments, retry_after, transport_error, unfinished
 
-_FINISH = {
+FINISH = {
     "end_turn": "stop",
     "stop_sequence": "stop",
     "max_tokens": "length",
@@ -21,7 +21,7 @@ _FINISH = {
     "refusal": "refused",
 }
 # In a stream, errors come as an event after status 200
-_EVENT_STATUS = {"overloaded_error": 529, "rate_limit_error": 429, "invalid_request_error": 400, "timeout_error": 504}
+EVENT_STATUS = {"overloaded_error": 529, "rate_limit_error": 429, "invalid_request_error": 400, "timeout_error": 504}
 
 
 class AnthropicProvider(Provider):
@@ -50,8 +50,8 @@ class AnthropicProvider(Provider):
             ]
             return Parsed(
                 text="".join(block.text for block in reply.content if block.type == "text"),
-                usage=_usage(reply.usage),
-                finish_reason=_FINISH.get(reply.stop_reason or "", reply.stop_reason or "unknown"),
+                usage=read_usage(reply.usage),
+                finish_reason=FINISH.get(reply.stop_reason or "", reply.stop_reason or "unknown"),
                 tool_calls=tuple(calls),
                 model=reply.model,
             )
@@ -86,7 +86,7 @@ class AnthropicProvider(Provider):
         if not ended:
             raise unfinished(self.vendor, text)
         found = tuple(ToolCall(id_, name, parse_arguments(raw)) for _, (id_, name, raw) in sorted(calls.items()))
-        yield Parsed(text, _usage_of(counts), _FINISH.get(finish, finish), found, model)
+        yield Parsed(text, _usage_of(counts), FINISH.get(finish, finish), found, model)
 
     def _request(self, ask: Ask) -> dict[str, Any]:
         content: list[dict[str, Any]] = [
@@ -125,7 +125,7 @@ class AnthropicProvider(Provider):
             body = error.body if isinstance(error.body, dict) else {}
             inner = body.get("error")
             inner = inner if isinstance(inner, dict) else {}
-            status = error.status_code if error.status_code >= 400 else _EVENT_STATUS.get(str(inner.get("type")), 500)
+            status = error.status_code if error.status_code >= 400 else EVENT_STATUS.get(str(inner.get("type")), 500)
             message = str(inner.get("message") or error.message)
             return from_status(self.vendor, status, message, retry_after_s=retry_after(error.response.headers))
         if isinstance(error, (anthropic.APIConnectionError, *TRANSPORT_ERRORS)):
@@ -133,7 +133,7 @@ class AnthropicProvider(Provider):
         return ServerFault(f"not a message: {type(error).__name__}", vendor=self.vendor)
 
 
-def _usage(usage: Any) -> Usage | None:
+def read_usage(usage: Any) -> Usage | None:
     return None if usage is None else _usage_of(usage.to_dict())
 
 

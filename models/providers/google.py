@@ -13,7 +13,7 @@ from models.providers.base import Ask, Parsed, Provider, ToolCall, count
 from models.providers.errors import ProviderError, ServerFault, from_status
 from models.providers.wire import TRANSPORT_ERRORS, retry_after, transport_error, unfinished
 
-_FINISH = {
+FINISH = {
     "STOP": "stop",
     "MAX_TOKENS": "length",
     "SAFETY": "refused",
@@ -42,15 +42,17 @@ class GoogleProvider(Provider):
     async def _send(self, ask: Ask) -> Parsed:
         try:
             reply = await self._client.aio.models.generate_content(
-                model=self.model, contents=_contents(ask), config=_config(ask)
+                model=self.model, contents=contents_of(ask), config=config_of(ask)
             )
-            text, calls, finish = _read(reply)
+            text, calls, finish = read_reply(reply)
             if finish is None:
                 finish = "refused" if reply.prompt_feedback is not None else None
             if finish is None:
                 raise ServerFault("the reply has no candidate", vendor=self.vendor)
             usage = reply.usage_metadata
-            return Parsed(text, _usage(usage), _told(finish, calls), calls, reply.model_version, _image_tokens(usage))
+            return Parsed(
+                text, read_usage(usage), _told(finish, calls), calls, reply.model_version, _image_tokens(usage)
+            )
         except Exception as error:
             raise self._translate(error) from error
 
@@ -59,13 +61,13 @@ class GoogleProvider(Provider):
         calls: tuple[ToolCall, ...] = ()
         try:
             stream = await self._client.aio.models.generate_content_stream(
-                model=self.model, contents=_contents(ask), config=_config(ask)
+                model=self.model, contents=contents_of(ask), config=config_of(ask)
             )
             async for chunk in stream:
-                piece, more, end = _read(chunk)
+                piece, more, end = read_reply(chunk)
                 blocked = "refused" if chunk.prompt_feedback is not None and not chunk.candidates else None
                 calls, finish = calls + more, end or finish or blocked
-                usage, model = _usage(chunk.usage_metadata) or usage, chunk.model_version or model
+                usage, model = read_usage(chunk.usage_metadata) or usage, chunk.model_version or model
                 images = _image_tokens(chunk.usage_metadata) or images
                 if piece:
                     text += piece
@@ -95,12 +97,12 @@ class GoogleProvider(Provider):
         return ServerFault(f"not a generateContent reply: {type(error).__name__}", vendor=self.vendor)
 
 
-def _contents(ask: Ask) -> types.Content:
+def contents_of(ask: Ask) -> types.Content:
     images = [types.Part.from_bytes(data=i.data, mime_type=i.media_type) for i in ask.images]
     return types.Content(role="user", parts=[*images, types.Part.from_text(text=ask.text)])
 
 
-def _config(ask: Ask) -> types.GenerateContentConfig:
+def config_of(ask: Ask) -> types.GenerateContentConfig:
     declarations = [
         types.FunctionDeclaration(name=t.name, description=t.description, parameters_json_schema=dict(t.parameters))
         for t in ask.tools
@@ -114,7 +116,7 @@ def _config(ask: Ask) -> types.GenerateContentConfig:
     )
 
 
-def _read(reply: types.GenerateContentResponse) -> tuple[str, tuple[ToolCall, ...], str | None]:
+def read_reply(reply: types.GenerateContentResponse) -> tuple[str, tuple[ToolCall, ...], str | None]:
     """Return (text without thoughts, tool calls, finish reason) of the first candidate."""
     if not reply.candidates:
         return "", (), None
@@ -128,7 +130,7 @@ def _read(reply: types.GenerateContentResponse) -> tuple[str, tuple[ToolCall, ..
     )
     finish = None
     if candidate.finish_reason is not None:
-        finish = _FINISH.get(candidate.finish_reason.value, candidate.finish_reason.value.lower())
+        finish = FINISH.get(candidate.finish_reason.value, candidate.finish_reason.value.lower())
     return text, calls, finish
 
 
@@ -137,7 +139,7 @@ def _told(finish: str, calls: tuple[ToolCall, ...]) -> str:
     return "tool_calls" if calls and finish == "stop" else finish
 
 
-def _usage(usage: types.GenerateContentResponseUsageMetadata | None) -> Usage | None:
+def read_usage(usage: types.GenerateContentResponseUsageMetadata | None) -> Usage | None:
     """Thinking is billed as output."""
     if usage is None:
         return None

@@ -13,7 +13,7 @@ from models.providers.base import Ask, Parsed, Provider, ToolCall, count
 from models.providers.errors import ProviderError, ProviderTimeout, ServerFault, from_status
 from models.providers.wire import TRANSPORT_ERRORS, parse_arguments, retry_after, transport_error, unfinished
 
-_FINISH = {"stop": "stop", "length": "length", "tool_calls": "tool_calls", "content_filter": "refused"}
+FINISH = {"stop": "stop", "length": "length", "tool_calls": "tool_calls", "content_filter": "refused"}
 
 
 class OpenAIProvider(Provider):
@@ -37,8 +37,8 @@ class OpenAIProvider(Provider):
             calls = choice.message.tool_calls or []
             return Parsed(
                 text=choice.message.content or "",
-                usage=_usage(reply.usage),
-                finish_reason=_FINISH.get(choice.finish_reason, choice.finish_reason),
+                usage=read_usage(reply.usage),
+                finish_reason=FINISH.get(choice.finish_reason, choice.finish_reason),
                 tool_calls=tuple(
                     ToolCall(c.id, c.function.name, parse_arguments(c.function.arguments))
                     for c in calls
@@ -58,7 +58,7 @@ class OpenAIProvider(Provider):
                 **self._request(ask), stream=True, stream_options={"include_usage": True}
             )
             async for chunk in stream:
-                model, usage = chunk.model or model, _usage(chunk.usage) or usage
+                model, usage = chunk.model or model, read_usage(chunk.usage) or usage
                 images = _image_tokens(chunk.usage) or images
                 for choice in chunk.choices:
                     finish = choice.finish_reason or finish
@@ -76,7 +76,7 @@ class OpenAIProvider(Provider):
         if finish is None:
             raise unfinished(self.vendor, text)
         found = tuple(ToolCall(c["id"], c["name"], parse_arguments(c["arguments"])) for _, c in sorted(calls.items()))
-        yield Parsed(text, usage, _FINISH.get(finish, finish), found, model, images)
+        yield Parsed(text, usage, FINISH.get(finish, finish), found, model, images)
 
     def _request(self, ask: Ask) -> dict[str, Any]:
         content: list[dict[str, Any]] = [
@@ -125,7 +125,7 @@ class OpenAIProvider(Provider):
         return ServerFault(f"not a chat completion: {type(error).__name__}", vendor=self.vendor)
 
 
-def _usage(usage: Any) -> Usage | None:
+def read_usage(usage: Any) -> Usage | None:
     if usage is None:
         return None
     details = getattr(usage, "prompt_tokens_details", None)

@@ -144,10 +144,11 @@ class Registry:
         files = {relative: File(sha256=sha256(path), bytes=path.stat().st_size) for relative, path in paths.items()}
         if parent is not None and parent.partition("@")[0] in self.names():
             parent = self.find(parent).ref
-        for relative, path in paths.items():
-            at = blob(files[relative].sha256)
-            if files[relative].sha256 not in self.store.names(at.rpartition("/")[0]):
-                self.store.put_file(at, path)
+        new = {blob(files[relative].sha256): path for relative, path in paths.items()}
+        there = {folder: self.store.names(folder) for folder in {at.rpartition("/")[0] for at in new}}
+        self.store.put_files(
+            {at: path for at, path in new.items() if at.rpartition("/")[2] not in there[at.rpartition("/")[0]]}
+        )
         changed = next((r for r, path in paths.items() if sha256(path) != files[r].sha256), None)
         if changed is not None:
             raise CheckFailed("the file changed while it was copied", field=changed, fix="register it when it is done")

@@ -1,8 +1,9 @@
-"""Where the registry lies: a folder, or any path that fsspec knows (s3://, gs://, memory://, hf://).
+"""Where the registry lies: a folder, a repository of the hub (hf://), or any path that fsspec knows (s3://, gs://).
 
 Three operations carry it: write an object whole or not at all, create an object only if it is not there yet (this is
-what makes concurrent writers safe), and read.  A local folder uses `link(2)` for the exclusive creation; other stores
-use fsspec's exclusive mode, which S3 and GCS do with a conditional PUT.
+what makes concurrent writers safe), and read.  A local folder uses `link(2)` for the exclusive creation; the hub a
+commit on the commit that was looked at (`models.registry.hub`); other stores use fsspec's exclusive mode, which S3 and
+GCS do with a conditional PUT.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Protocol
 from urllib.parse import urlsplit
 
-from models.support.errors import CheckFailed, UsageError
+from models.support.errors import CheckFailed, FoveaError, UsageError
 
 
 class Store(Protocol):
@@ -27,8 +28,8 @@ class Store(Protocol):
         """Write an object that must not be there; return False, changing nothing, if it is."""
         ...
 
-    def put_file(self, path: str, source: Path) -> None:
-        """Copy a file in; it appears whole or not at all."""
+    def put_files(self, files: Mapping[str, Path]) -> None:
+        """Copy files in, by path; each appears whole or not at all."""
         ...
 
     def read(self, path: str) -> bytes:
@@ -49,18 +50,25 @@ class Store(Protocol):
 
 
 @contextlib.contextmanager
-def reported(where: str) -> Iterator[None]:
+def reported(where: str, *kinds: type[Exception], writing: bool = False) -> Iterator[None]:
     """Turn a store's failure into one error that says what is kept.
+
+    Args:
+        kinds: what else than an OSError the store's own package fails with.
+        writing: something that is not there is a failure too (a bucket), and no answer.
 
     Raises:
         CheckFailed: the store went away, refused, or is full.
     """
+    failures: tuple[type[Exception], ...] = (OSError, *kinds)
     try:
         yield
-    except (FileNotFoundError, FileExistsError):
+    except FoveaError:
         raise
-    except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
+    except failures as error:
+        if isinstance(error, FileExistsError) or (isinstance(error, FileNotFoundError) and not writing):
+            raise
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300] or type(error).__name__
         fix = "nothing was registered or promoted; mend the store and run the same command again"
         raise CheckFailed(f"the store failed: {reason}", field="store", value=where, fix=fix) from error
 
@@ -86,7 +94,12 @@ class FolderStore:
                 beside.unlink(missing_ok=True)
             return True
 
+    def put_files(self, files: Mapping[str, Path]) -> None:
+        for path, source in files.items():
+            self.put_file(path, source)
+
     def put_file(self, path: str, source: Path) -> None:
+        """Copy one file in."""
         with reported(self.where):
             beside = self._beside(path)
             try:
@@ -125,6 +138,9 @@ class FolderStore:
         return Path(name)
 
 
+OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss")
+
+
 class FsspecStore:
     """Any file system of fsspec."""
 
@@ -132,6 +148,8 @@ class FsspecStore:
         import fsspec
 
         self.where = url
+        # object stores have no folders, and their packages would make a bucket whose name was a slip
+        self.has_folders = urlsplit(url).scheme not in OBJECT_STORES
         try:
             self.fs: Any
             self.fs, self.root = fsspec.core.url_to_fs(url)
@@ -140,35 +158,44 @@ class FsspecStore:
                 f"cannot open: {error}", field="store", value=url, fix="install its fsspec package"
             ) from error
 
+    def _reported(self, *, writing: bool = False) -> contextlib.AbstractContextManager[None]:
+        # each package has errors of its own for a network that fails: botocore's are no OSError
+        return reported(self.where, Exception, writing=writing)
+
+    def _make_folder(self, path: str) -> None:
+        if self.has_folders:
+            self.fs.makedirs(self._at(path).rpartition("/")[0], exist_ok=True)
+
     def _at(self, path: str) -> str:
         return f"{self.root.rstrip('/')}/{path}"
 
     def create(self, path: str, data: bytes) -> bool:
-        with reported(self.where):
+        with self._reported(writing=True):
             if self.fs.exists(self._at(path)):  # stores without conditional writes: most of the protection, not all
                 return False
-            self.fs.makedirs(self._at(path).rpartition("/")[0], exist_ok=True)
+            self._make_folder(path)
             try:
                 self.fs.pipe_file(self._at(path), data, mode="create")
             except FileExistsError:
                 return False
             return True
 
-    def put_file(self, path: str, source: Path) -> None:
-        with reported(self.where):
-            self.fs.makedirs(self._at(path).rpartition("/")[0], exist_ok=True)
-            self.fs.put_file(str(source), self._at(path))
+    def put_files(self, files: Mapping[str, Path]) -> None:
+        with self._reported(writing=True):
+            for path, source in files.items():
+                self._make_folder(path)
+                self.fs.put_file(str(source), self._at(path))
 
     def read(self, path: str) -> bytes:
-        with reported(self.where):
+        with self._reported():
             return bytes(self.fs.cat_file(self._at(path)))
 
     def open(self, path: str) -> IO[bytes]:
-        with reported(self.where):
+        with self._reported():
             return self.fs.open(self._at(path), "rb")
 
     def names(self, path: str) -> list[str]:
-        with reported(self.where):
+        with self._reported():
             self.fs.invalidate_cache()
             try:
                 return sorted(
@@ -178,8 +205,18 @@ class FsspecStore:
                 return []
 
     def delete(self, path: str) -> None:
-        with reported(self.where):
+        with self._reported():
             self.fs.rm_file(self._at(path))
+
+
+def _hub(url: str) -> Store:
+    from models.registry.hub import HubStore
+
+    return HubStore(url)
+
+
+SCHEMES: dict[str, Callable[[str], Store]] = {"hf": _hub}
+"""Stores of their own; every other scheme is fsspec's."""
 
 
 def open_store(where: str | Path) -> Store:
@@ -189,6 +226,8 @@ def open_store(where: str | Path) -> Store:
         UsageError: the scheme is unknown or its package is not installed, or the path is a file.
     """
     scheme = urlsplit(str(where)).scheme
+    if scheme in SCHEMES:
+        return SCHEMES[scheme](str(where))
     if len(scheme) > 1 and scheme != "file":
         return FsspecStore(str(where))
     folder = Path(str(where).removeprefix("file://")).expanduser().resolve()

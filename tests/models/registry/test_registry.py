@@ -163,7 +163,7 @@ def test_verify_names_the_corrupted_shard(registry: Registry, one: Version) -> N
 def test_gc_removes_only_what_no_version_has(registry: Registry, one: Version, tmp_path: Path) -> None:
     orphan = tmp_path / "orphan"
     orphan.write_bytes(b"left over")
-    registry.store.put_file("blobs/ab/ab" + "0" * 62, orphan)
+    registry.store.put_files({"blobs/ab/ab" + "0" * 62: orphan})
     assert registry.gc(dry=True) == ["ab" + "0" * 62] == registry.gc()
     assert registry.gc() == [] == registry.verify()
 
