@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from scripts.chart_values_jobs import Autoscaled, Evaluation, Jobs, LoadTestGate
 from scripts.chart_values_pods import (
     Closed,
     GcsFaultTolerance,
@@ -20,7 +21,6 @@ from scripts.chart_values_pods import (
     NodeAutoscaling,
     Probes,
     Proxy,
-    Resources,
     SecretEnv,
     SecretKey,
     SecretMount,
@@ -161,54 +161,6 @@ class Observability(Closed):
     dashboards: Dashboards = Field(default_factory=Dashboards, description="Dashboards.")
 
 
-class JobCommon(Closed):
-    """What both kinds of jobs have."""
-
-    resources: Resources = Field(
-        default_factory=lambda: Resources(
-            requests={"cpu": "500m", "memory": "1Gi"}, limits={"cpu": "2", "memory": "2Gi"}
-        ),
-        description="Requests and limits.",
-    )
-
-
-class Evaluation(JobCommon):
-    """A golden set, asked on a schedule; its accuracy goes to a Pushgateway, where the accuracy alerts look."""
-
-    enabled: bool = Field(False, description="Make the CronJob, and its alerts.")
-    schedule: Text = Field("17 3 * * *", description="Cron schedule, UTC.")
-    model: str = Field("", description="Model to ask; the first of the stack if empty.")
-    golden: Text = Field("easy-vqa", description="Golden set: a built-in one, or a path in a mounted volume.")
-    limit: int = Field(500, ge=20, description="Items to ask, drawn by a fixed seed.")
-    maxTokens: int = Field(16, ge=1, description="Longest answer, tokens.")
-    pushgateway: str = Field("", pattern=r"^(https?://.+)?$", description="Address of the Pushgateway.")
-    reports: Volume = Field(
-        default_factory=lambda: Volume(size="1Gi", accessMode="ReadWriteOnce"), description="Where reports stay."
-    )
-
-
-GATE: dict[str, dict[str, Any]] = {"latency_p95": {"max_increase": "25%"}, "accuracy": {"max_drop": 0.02}}
-
-
-class LoadTestGate(JobCommon):
-    """A load test before and after each upgrade; the upgrade fails when the gate does."""
-
-    enabled: bool = Field(False, description="Make the hooks.")
-    model: str = Field("", description="Model to load; the first of the stack if empty.")
-    rate: float = Field(2, gt=0, description="Requests per second, open loop.")
-    durationSeconds: int = Field(60, ge=5, le=3600, description="Length of each load test.")
-    maxTokens: int = Field(16, ge=1, description="Longest answer, tokens.")
-    workload: Text = Field("easy-vqa", description="Workload of `fovea loadtest run`.")
-    waitSeconds: int = Field(1800, ge=10, description="How long the upgrade itself may take.")
-    limits: dict[str, dict[str, Any]] = Field(
-        default_factory=GATE.copy,
-        description="Limits of the gate (docs/loadtest.md).",
-    )
-    reports: Volume = Field(
-        default_factory=lambda: Volume(size="1Gi", accessMode="ReadWriteOnce"), description="Where reports stay."
-    )
-
-
 class Clients(Closed):
     """What the chart's own clients (helm test, jobs) send."""
 
@@ -236,6 +188,9 @@ class Values(Closed):
         le=100,
         description="Replicas of the front (`/v1` of several models); each takes one Ray CPU of a group.",
     )
+    autoscaling: list[Autoscaled] = Field(
+        default_factory=list, description="Models, and `front`, whose number of replicas follows their requests."
+    )
     nodeAutoscaling: NodeAutoscaling = Field(default_factory=NodeAutoscaling, description="Ray's autoscaler.")
     proxy: Proxy = Field(default_factory=Proxy, description="HAProxy.")
     probes: Probes = Field(default_factory=Probes, description="Probes.")
@@ -255,6 +210,11 @@ class Values(Closed):
     dataVolume: Volume = Field(
         default_factory=lambda: Volume(size="20Gi"),
         description="Folder /data of every Ray pod, for files of the stack: `batches.folder`, `money.journal`.",
+    )
+    registry: str = Field(
+        "",
+        description="Where `registry:NAME@live` is looked up (FOVEA_REGISTRY): a folder in a mounted volume, or the "
+        "URL of a bucket.",
     )
     secretEnv: list[SecretEnv] = Field(
         default_factory=list,
@@ -276,4 +236,5 @@ class Values(Closed):
     observability: Observability = Field(default_factory=Observability, description="Eyes.")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="Golden set on a schedule.")
     loadTestGate: LoadTestGate = Field(default_factory=LoadTestGate, description="Load test around upgrades.")
+    jobs: Jobs = Field(default_factory=Jobs, description="Quantization and distillation.")
     clients: Clients = Field(default_factory=Clients, description="The chart's own clients.")

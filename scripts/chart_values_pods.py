@@ -167,10 +167,32 @@ class Volume(Closed):
     )
 
 
-class Download(Closed):
-    """The job that puts hub models into the model cache before a replica starts."""
+class ModelSource(Closed):
+    """A checkpoint that is not on the hub."""
 
-    enabled: bool = Field(False, description="Download what the stack names by hub id; pods wait for it.")
+    from_: Text = Field(
+        alias="from",
+        description="`s3://BUCKET/FOLDER`, `gs://BUCKET/FOLDER` or `pvc://CLAIM/FOLDER`. A bucket elsewhere: "
+        "`s3://BUCKET/FOLDER?endpoint_override=HOST:PORT`.",
+    )
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
+        description="Folder in the cache; the stack names it as `source: /models/NAME`.",
+    )
+
+
+class Download(Closed):
+    """The job that puts models into the model cache before a replica starts."""
+
+    enabled: bool = Field(
+        False, description="Download `sources`, and what the stack names by hub id; pods wait for it."
+    )
+    sources: list[ModelSource] = Field(default_factory=list, description="Checkpoints from buckets and other claims.")
+    credentials: str = Field(
+        "",
+        description="Secret whose keys become the job's environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
+        "AWS_REGION, ...; empty where the ServiceAccount has the right.",
+    )
     tokenSecret: SecretKey = Field(default_factory=SecretKey, description="Hub token, from a Secret.")
     endpoint: str = Field("", pattern=r"^(https?://.+)?$", description="Address of a hub mirror.")
     resources: Resources = Field(

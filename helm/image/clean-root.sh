@@ -4,33 +4,47 @@
 #
 #     helm/image/clean-root.sh [DIR] [PROFILE]        (a new temporary folder, cpu; some 6 GB)
 #
+# A run that failed leaves its folder; with that as DIR the installation is not done again when it was whole.
 # This machine's package sources, mirrors and certificates are used inside as well: KEEP lists what is copied.
 set -euo pipefail
 top=$(cd "$(dirname "$0")/../.." && pwd)
 root=${1:-$(mktemp -d /var/tmp/fovea-root.XXXXXX)}
 profile=${2:-cpu}
 file=$top/Containerfile.$profile
-KEEP=${KEEP:-/etc/apt /etc/pip.conf /etc/ssl/certs /usr/local/share/ca-certificates /etc/resolv.conf /etc/hosts}
+# Debian's own package source, not others that this machine may have: their keys are not in there
+sources="/etc/apt/sources.list /etc/apt/sources.list.d/debian.sources"
+KEEP=${KEEP:-$sources /etc/apt/apt.conf.d /etc/pip.conf /etc/ssl/certs /usr/local/share/ca-certificates /etc/resolv.conf /etc/hosts}
 say() { printf '== %s (%s s)\n' "$1" "$SECONDS"; }
 
 mounts=()
 finish() {
-    for one in "${mounts[@]}"; do umount -l "$one" 2>/dev/null || true; done
-    if [ $# -gt 0 ] && [ "$1" = 0 ]; then rm -rf --one-file-system "$root"; fi
+    for ((i = ${#mounts[@]} - 1; i >= 0; i--)); do umount -R -l "${mounts[i]}"; done
+    if [ "$1" = 0 ]; then rm -rf --one-file-system "$root"; else echo "what there is stays in $root"; fi
 }
 trap 'finish $?' EXIT
 
+installed=
+if [ -e "$root/opt/fovea/sbom.json" ]; then installed=1; fi
+if [ "$installed" ]; then say "an earlier run has installed everything in $root"; else
 say "an empty Debian in $root"
-mirror=$(sed -n 's/^URIs: *\([^ ]*\).*/\1/p; s/^deb \([^ ]*\) .*/\1/p' /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | head -1)
-debootstrap --variant=minbase --include=ca-certificates bookworm "$root" ${mirror:+"$mirror"} >"$root.log" 2>&1
+mirror=$(cat $sources 2>/dev/null | sed -n 's/^URIs: *\([^ ]*\).*/\1/p; s/^deb \([^ ]*\) .*/\1/p' | head -1) || true
+debootstrap --variant=minbase --include=ca-certificates bookworm "$root" ${mirror:+"$mirror"} >"$root.log" 2>&1 ||
+    { tail -5 "$root.log"; exit 1; }
+rm -f "$root/etc/apt/sources.list"
 for one in $KEEP; do
-    if [ -e "$one" ]; then mkdir -p "$root$(dirname "$one")" && cp -aL --no-preserve=ownership "$one" "$root$(dirname "$one")/"; fi
+    [ -e "$one" ] || continue
+    rm -rf "${root:?}$one" # a link in there would lead out of it
+    mkdir -p "$root$(dirname "$one")" && cp -aL --no-preserve=ownership "$one" "$root$(dirname "$one")/"
 done
+fi
+# a mount point of its own, so that it can be made read-only below the mounts in it
+mount --bind "$root" "$root" && mounts+=("$root") && mount --make-private "$root"
 for one in proc sys dev ${BIND:-}; do
     one=/${one#/}
     mkdir -p "$root$one" && mount --rbind "$one" "$root$one" && mount --make-rslave "$root$one" && mounts+=("$root$one")
 done
 
+if [ -z "$installed" ]; then
 say "COPY"
 grep '^COPY ' "$file" | while read -r _ line; do
     words=($line)
@@ -48,12 +62,13 @@ done
 say "RUN"
 run=$(sed -n 's/^RUN //p' "$file")
 chroot "$root" /bin/sh -c "$run"
+fi
 du -sh --one-file-system "$root" | cut -f1 | sed 's/^/size: /'
 
 say "the stack, as user 10001, with a read-only root"
 mkdir -p "$root/tmp" && mount -t tmpfs -o mode=1777 tmpfs "$root/tmp" && mounts+=("$root/tmp")
 mount -t tmpfs -o mode=0755,uid=10001,gid=10001 tmpfs "$root/compiled" && mounts+=("$root/compiled")
-mount --bind "$root" "$root" && mounts+=("$root") && mount -o remount,bind,ro "$root"
+mount -o remount,bind,ro "$root"
 settings=$(sed -n '/^ENV /,/[^\\]$/p' "$file" | sed 's/^ENV //; s/\\$//' | tr '\n' ' ')
 chroot --userspec=10001:10001 "$root" /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin HF_HUB_OFFLINE=1 $settings bash -euc '
     if touch /opt/fovea/x 2>/dev/null; then echo "the root can be written to"; exit 1; fi

@@ -28,7 +28,7 @@ KINDS: dict[str, list[tuple[str, str, bool]]] = {
     "policy/v1": [("poddisruptionbudgets", "PodDisruptionBudget", True)],
     "networking.k8s.io/v1": [("networkpolicies", "NetworkPolicy", True), ("ingresses", "Ingress", True)],
     "rbac.authorization.k8s.io/v1": [("roles", "Role", True), ("rolebindings", "RoleBinding", True)],
-    "ray.io/v1": [("rayservices", "RayService", True)],
+    "ray.io/v1": [("rayservices", "RayService", True), ("rayjobs", "RayJob", True)],
     "monitoring.coreos.com/v1": [("podmonitors", "PodMonitor", True), ("prometheusrules", "PrometheusRule", True)],
     "gateway.networking.k8s.io/v1": [("httproutes", "HTTPRoute", True)],
 }  # fmt: skip
@@ -137,6 +137,7 @@ class Handler(BaseHTTPRequestHandler):
 
     store: Store
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # an answer is two writes: without it each would wait 40 ms for the client's ACK
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
@@ -299,7 +300,7 @@ class Simulator:
         handler = type("Bound", (Handler,), {"store": self.store})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
         self.config = folder / "kubeconfig"
         context = {"name": "s", "context": {"cluster": "s", "user": "s", "namespace": "vision"}}
         self.config.write_text(

@@ -19,7 +19,6 @@ ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "helm" / "fovea"
 PROFILES = ("cpu", "gpu-small", "gpu-prod", "airgapped")
 HELMS = ("helm4", "helm3")
-POD_KINDS = ("Pod", "Job", "CronJob", "StatefulSet", "RayService")
 
 EVERYTHING: dict[str, Any] = {
     "stack": {
@@ -31,8 +30,35 @@ EVERYTHING: dict[str, Any] = {
         ],
         "money": {"usd_per_hour": "0.5", "capacity_rps": 4, "journal": "/data/journal"},
         "recall": {},
+        "traces": {"endpoint": "http://collector.tracing:4318/v1/traces"},
     },
+    "autoscaling": [{"model": "two", "maxReplicas": 3}, {"model": "front", "minReplicas": 2, "maxReplicas": 3}],
     "dataVolume": {"enabled": True},
+    "registry": "/data/registry",
+    "jobs": {
+        "quantize": [
+            {
+                "name": "two-int4",
+                "model": "/models/two",
+                "golden": "easy-vqa",
+                "register": "two",
+                "gpus": 1,
+                "args": ["--group", "64", "--calibration", "easy-vqa-train"],
+                "tolerations": [{"key": "pool", "operator": "Exists"}],
+                "resources": {"requests": {"cpu": "4"}, "limits": {"memory": "64Gi"}},
+            }
+        ],
+        "distill": [
+            {
+                "name": "totals",
+                "recipe": {"name": "totals", "seed": 0},
+                "gpus": 1,
+                "args": ["--json"],
+                "tolerations": [{"key": "pool", "operator": "Exists"}],
+                "resources": {"requests": {"cpu": "4"}, "limits": {"memory": "16Gi"}},
+            }
+        ],
+    },
     "workerGroups": [
         {"name": "cpu", "models": ["one"], "resources": {"limits": {"memory": "4Gi", "cpu": "1"}}},
         {
@@ -55,7 +81,18 @@ EVERYTHING: dict[str, Any] = {
     "upgrade": {"strategy": "NewClusterWithIncrementalUpgrade", "gatewayClassName": "istio"},
     "gcsFaultTolerance": {"enabled": True, "redisAddress": "x-fovea-valkey:6379", "password": {"name": "valkey"}},
     "valkey": {"enabled": True, "password": {"name": "valkey"}, "storageClass": "fast"},
-    "modelCache": {"enabled": True, "download": {"enabled": True, "tokenSecret": {"name": "hub"}}},
+    "modelCache": {
+        "enabled": True,
+        "download": {
+            "enabled": True,
+            "tokenSecret": {"name": "hub"},
+            "credentials": "bucket",
+            "sources": [
+                {"from": "s3://weights/two?region=eu-west-1", "name": "two"},
+                {"from": "pvc://old.claim/models/three", "name": "three"},
+            ],
+        },
+    },
     "compileCache": {"enabled": True},
     "secretEnv": [{"env": "PASSWORD", "secret": "valkey", "key": "password"}],
     "secretMounts": [{"secret": "prices", "path": "/etc/prices"}],
@@ -144,6 +181,9 @@ def pods(manifests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             found[f"RayService/{name}/head"] = cluster["headGroupSpec"]["template"]
             for group in cluster["workerGroupSpecs"]:
                 found[f"RayService/{name}/{group['groupName']}"] = group["template"]
+        elif kind == "RayJob":
+            found[f"RayJob/{name}/submitter"] = spec["submitterPodTemplate"]
+            found[f"RayJob/{name}/head"] = spec["rayClusterSpec"]["headGroupSpec"]["template"]
     return found
 
 

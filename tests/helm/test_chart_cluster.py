@@ -14,8 +14,10 @@ import yaml
 from tests.helm.api_simulator import Simulator
 from tests.helm.chart import CHART, EVERYTHING, HELMS, merged, tool
 
-SECRETS = ("registry", "valkey", "hub", "prices", "tls", "metrics", "client")
-VALUES = merged(EVERYTHING, {"loadTestGate": {"enabled": False}, "nodeAutoscaling": {"enabled": False}})
+SECRETS = ("bucket", "registry", "valkey", "hub", "prices", "tls", "metrics", "client")
+VALUES = merged(
+    EVERYTHING, {"loadTestGate": {"enabled": False}, "nodeAutoscaling": {"enabled": False}, "autoscaling": []}
+)
 NODE = {"metadata": {"name": "n1", "labels": {"nvidia.com/gpu.product": "NVIDIA-L4"}}}
 
 

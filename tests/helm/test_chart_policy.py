@@ -139,7 +139,9 @@ def test_every_pod_is_denied_by_default_and_let_through_where_it_must(case: str)
         opened = [p for p in policies if p["spec"] is not deny and matches(p["spec"]["podSelector"], labels)]
         assert opened, f"{name} could talk to nobody"
         ports = [rule.get("ports", []) for p in opened for rule in p["spec"].get("ingress", [])]
-        assert all(ports) or labels["fovea/role"] in ("head", "worker"), "only Ray's own pods are open on all ports"
+        assert all(ports) or labels["fovea/role"] in ("head", "worker", "rayjob"), (
+            "only Ray's own pods are open on all ports"
+        )
         for policy in opened:
             for rule in policy["spec"].get("ingress", []):
                 assert rule.get("from"), f"{policy['metadata']['name']} is open to everybody"

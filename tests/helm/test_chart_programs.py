@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from loadtest.gate import read_gate
 from tests.helm.chart import CHART, EVERYTHING, one, pods, render
@@ -199,7 +200,7 @@ def play(container: dict[str, Any], tmp_path: Path, failing: str = "") -> tuple[
     words = [
         word.replace("/opt/fovea/.venv/bin", str(stub.parent))
         .replace("/reports", str(tmp_path))
-        .replace("/models/", f"{tmp_path}/")
+        .replace("touch /models/", f"touch {tmp_path}/")
         for word in container["command"]
     ]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -243,20 +244,57 @@ def test_the_download_marks_the_cache_only_when_all_is_there(tmp_path: Path) -> 
     assert code == 1 and not (tmp_path / f".fovea-{digest}").exists()
     code, calls = play(job(name), tmp_path)
     assert code == 0 and (tmp_path / f".fovea-{digest}").exists()
-    assert calls == [["hf", "download", "Qwen/Qwen2.5-VL-3B-Instruct", "--revision", "main"]]
+    assert calls == [
+        ["hf", "download", "Qwen/Qwen2.5-VL-3B-Instruct", "--revision", "main"],
+        ["python", "/chart/fetch.py", "s3://weights/two?region=eu-west-1", "/models/two"],
+        ["python", "/chart/fetch.py", "/from/old.claim/models/three", "/models/three"],
+    ]
+    code, calls = play(job(name), tmp_path, failing="/models/two")
+    assert code == 1 and len(calls) == 2
     init = pods(render(EVERYTHING))["RayService/x-fovea/gpu"]["spec"]["initContainers"][0]
     assert f"/models/.fovea-{digest}" in init["command"][-1]
 
 
-@pytest.mark.parametrize("name", ["loadtest-before", "loadtest-after", "CronJob/x-fovea-evaluation"])
+def words(entrypoint: str) -> list[str]:
+    """Return what a shell makes of a RayJob's command."""
+    command = ["bash", "-c", f"printf '%s\\n' {entrypoint}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def entrypoints(values: dict[str, Any]) -> list[list[str]]:
+    """Return the commands of the RayJobs."""
+    return [words(one["spec"]["entrypoint"]) for one in render(values) if one["kind"] == "RayJob"]
+
+
+def test_a_rayjobs_words_reach_the_command_as_they_are() -> None:
+    odd = ["it's", "$HOME `x` $(x)", 'a "b"', "--x=1;2"]
+    changed = {**EVERYTHING["jobs"]["distill"][0], "args": odd}
+    (found,) = entrypoints({**EVERYTHING, "jobs": {"quantize": [], "distill": [changed]}})
+    assert found[-4:] == odd
+
+
+def test_a_distillation_jobs_recipe_is_the_one_of_the_values() -> None:
+    manifests = render(EVERYTHING)
+    (name,) = [one["metadata"]["name"] for one in manifests if one["kind"] == "RayJob" and "totals" in str(one)]
+    recipe = one(manifests, "ConfigMap", name)["data"]["recipe.yaml"]
+    assert yaml.safe_load(recipe) == EVERYTHING["jobs"]["distill"][0]["recipe"]
+    pod = pods(manifests)[f"RayJob/{name}/head"]["spec"]
+    assert {"name": "recipe", "configMap": {"name": name}} in pod["volumes"]
+
+
+@pytest.mark.parametrize("name", ["loadtest-before", "loadtest-after", "CronJob/x-fovea-evaluation", "RayJob"])
 def test_the_jobs_commands_are_ones_that_fovea_takes(name: str, tmp_path: Path) -> None:
     """Argument by argument: an option that the command lost would fail here, not at night."""
     import argparse
 
     import fovea
 
-    _, calls = play(job(name), tmp_path)
-    ours = [call[1:] for call in calls if call[0] == "fovea"]
+    if name == "RayJob":
+        ours = [words[1:] for words in entrypoints(EVERYTHING)]
+        assert [call[:2] for call in ours] == [["quantize", "run"], ["distill", "run"]]
+    else:
+        _, calls = play(job(name), tmp_path)
+        ours = [call[1:] for call in calls if call[0] == "fovea"]
     assert ours
     for call in ours:
         parser = argparse.ArgumentParser()

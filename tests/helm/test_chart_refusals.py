@@ -139,14 +139,103 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
         change({"stack": {"identify": {"keys": "keys.db"}}}),
         ["stack.identify.keys", '"keys.db"', "valkey"],
     ),
-    "counters in one replica": (change({"stack": {"admit": {}}}), ["stack.admit.store", '"memory"', "the stack has 3"]),
+    "counters in one replica": (change({"stack": {"admit": {}}}), ["stack.admit.store", '"memory"', "the stack has 4"]),
     "kept answers in a file": (
         change({"stack": {"recall": {"store": "answers.db"}}}),
         ["stack.recall.store", "memory"],
     ),
     "batches nowhere": (change({"stack": {"batches": {}}}), ["stack.batches.folder", '"batches"', "/data/"]),
-    "journal without volume": (change({"dataVolume": {"enabled": False}}), ["stack.money.journal", "dataVolume"]),
+    "journal without volume": (
+        change({"dataVolume": {"enabled": False}, "registry": "", "jobs": {"quantize": [], "distill": []}}),
+        ["stack.money.journal", "dataVolume"],
+    ),
     "valkey without password": (change({"valkey": {"password": {"name": ""}}}), ["valkey.password.name", "missing"]),
+    "source of an unknown scheme": (
+        change({"modelCache": {"download": {"sources": [{"from": "ftp://x/y", "name": "a"}]}}}),
+        ["modelCache.download.sources[0].from", '"ftp://x/y"', "s3://BUCKET/FOLDER", "pvc://CLAIM/FOLDER"],
+    ),
+    "source without a folder": (
+        change({"modelCache": {"download": {"sources": [{"from": "s3://bucket", "name": "a"}]}}}),
+        ["modelCache.download.sources[0].from", "s3://BUCKET/FOLDER"],
+    ),
+    "two sources in one folder": (
+        change({"modelCache": {"download": {"sources": [{"from": "s3://b/x", "name": "a"}] * 2}}}),
+        ["modelCache.download.sources[1].name", '"a"', "its own folder"],
+    ),
+    "sources that nobody fetches": (
+        change({"modelCache": {"download": {"enabled": False}}}),
+        ["modelCache.download.enabled", "sources"],
+    ),
+    "a folder in a cache that is off": (
+        {"stack": {"models": [{"name": "fovea-qwen", "source": "/models/x"}]}},
+        ["stack.models[0].source", '"/models/x"', "modelCache.enabled"],
+    ),
+    "a version of no registry": (
+        {"stack": {"models": [{"name": "fovea-qwen", "source": "registry:a@live"}]}},
+        ["registry", '"registry:a@live"', "folder"],
+    ),
+    "a registry on a volume that is off": ({"registry": "/data/registry"}, ["registry", "dataVolume.enabled"]),
+    "autoscaling of no model": (
+        change({"autoscaling": [{"model": "three", "maxReplicas": 2}]}),
+        ["autoscaling[0].model", '"three"', "one, two, front"],
+    ),
+    "autoscaling of a front that is not there": (
+        {"autoscaling": [{"model": "front", "maxReplicas": 2}]},
+        ["autoscaling[0].model", '"front"', "fovea-qwen"],
+    ),
+    "autoscaling twice": (
+        change({"autoscaling": [{"model": "one", "maxReplicas": 2}] * 2}),
+        ["autoscaling[1].model", '"one"', "twice"],
+    ),
+    "autoscaling that starts outside its bounds": (
+        change({"autoscaling": [{"model": "two", "minReplicas": 3, "maxReplicas": 3}]}),
+        ["autoscaling[0]", "2 replicas", "minReplicas 3 to maxReplicas 3"],
+    ),
+    "autoscaling beyond the pods": (
+        change({"autoscaling": [{"model": "two", "maxReplicas": 9}]}),
+        ["workerGroups[1]", "need 9 GPUs", "raise replicas or gpus"],
+    ),
+    "a front that may be gone": (
+        change({"frontReplicas": 1, "autoscaling": [{"model": "front", "minReplicas": 0, "maxReplicas": 2}]}),
+        ["autoscaling[0].minReplicas", "front"],
+    ),
+    "a model that every scrape would wake": (
+        change({"autoscaling": [{"model": "one", "minReplicas": 0, "maxReplicas": 1}]}),
+        ["autoscaling[0].minReplicas", "every scrape would wake it", "podMonitor.enabled: false"],
+    ),
+    "negative replicas of autoscaling": (
+        change({"autoscaling": [{"model": "one", "minReplicas": -1, "maxReplicas": 1}]}),
+        ["minReplicas"],
+    ),
+    "jobs without a place for results": (
+        change({"dataVolume": {"enabled": False}, "registry": "", "stack": {"money": {"journal": None}}}),
+        ["jobs", "dataVolume.enabled"],
+    ),
+    "two jobs of one name": (
+        change({"jobs": {"distill": [{**EVERYTHING["jobs"]["distill"][0], "name": "two-int4"}]}}),
+        ["jobs.distill[0].name", '"two-int4"', "its own"],
+    ),
+    "a job without a memory limit": (
+        change({"jobs": {"distill": [{**EVERYTHING["jobs"]["distill"][0], "resources": {}}]}}),
+        ["jobs.distill[0].resources.limits.memory", "set it"],
+    ),
+    "a job that registers what nothing judged": (
+        change({"jobs": {"quantize": [{**EVERYTHING["jobs"]["quantize"][0], "golden": ""}]}}),
+        ["jobs.quantize[0].golden", '"two"'],
+    ),
+    "a job that registers nowhere": (change({"registry": ""}), ["registry", "jobs.quantize[0].register"]),
+    "a job of the wrong scheme": (
+        change({"jobs": {"quantize": [{**EVERYTHING["jobs"]["quantize"][0], "scheme": "int3"}]}}),
+        ["scheme", "w4a16"],
+    ),
+    "quantization in an image by another one's digest": (
+        change({"image": {"digest": "sha256:" + "0" * 64}}),
+        ["jobs.image.digest", "missing"],
+    ),
+    "traces to nowhere": (
+        change({"stack": {"traces": {"endpoint": "collector:4318"}}}),
+        ["endpoint", "https?://"],
+    ),
     "autoscaling bounds": (
         {
             "nodeAutoscaling": {"enabled": True},

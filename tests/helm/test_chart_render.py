@@ -178,19 +178,65 @@ def test_the_serve_config_is_one_that_ray_serve_takes(case: str, monkeypatch: py
     ServeDeploySchema.model_validate(config)
     models = one(manifests(case), "RayService")
     groups = {g["groupName"] for g in models["spec"]["rayClusterConfig"]["workerGroupSpecs"]}
+    fronts = [one for one in config["applications"] if one["name"] == "front"]
+    routes = {}
     for application in config["applications"]:
-        stack = parse_stack(expand(application["args"]["stack"]))
         assert application["import_path"] == "serving.app:build"
-        if application["name"] == "front":
-            assert application["route_prefix"] == "/" and len(stack.models) > 1
-            continue
-        model = next(m for m in stack.models if m.name == application["name"])
-        assert application["route_prefix"] == ("/" if len(stack.models) == 1 else model.prefix)
         (deployment,) = application["deployments"]
-        assert deployment["name"] == model.name
+        assert deployment["name"] == application["name"]
+        if application in fronts:
+            continue
+        stack = parse_stack(expand(application["args"]["stack"]))
+        (model,) = stack.models
+        assert model.name == application["name"] == application["args"]["model"]
+        assert application["route_prefix"] == (model.prefix if fronts else "/")
+        routes[model.name] = model.prefix
         (resource,) = deployment["ray_actor_options"]["resources"]
         assert resource.removeprefix("group-") in groups
         assert deployment["ray_actor_options"]["num_gpus"] == model.gpus
+    assert len(fronts) == (len(routes) > 1)
+    for front in fronts:
+        assert front["route_prefix"] == "/" and front["deployments"][0]["user_config"] == {"models": routes}
+        assert "models" not in front["args"]["stack"] and "model" not in front["args"]
+
+
+@pytest.mark.parametrize("case", [*PROFILES, "everything"])
+def test_serving_builds_every_application_of_the_config(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function that the config names takes the arguments that the config gives it."""
+    from serving import app
+
+    for name in ("VALKEY_PASSWORD", "PASSWORD"):
+        monkeypatch.setenv(name, "p")
+    for application in serve_config(manifests(case))["applications"]:
+        built = app.build(application["args"])
+        assert built._bound_deployment.name == application["deployments"][0]["name"]
+
+
+def test_a_change_of_one_model_is_in_no_other_models_arguments() -> None:
+    """Ray Serve starts an application anew when its arguments change."""
+    base = merged(EVERYTHING["stack"], {"identify": {"tenants": [{"name": "shop", "models": ["one"]}]}})
+    changed = merged(base, {"models": [base["models"][0], {**base["models"][1], "max_model_len": 77}]})
+    before, after = (serve_config(render(merged(EVERYTHING, {"stack": stack}))) for stack in (base, changed))
+    one_, two, front = zip(before["applications"], after["applications"], strict=True)
+    assert one_[0] == one_[1] and front[0] == front[1] and two[0] != two[1]
+    tenants = [pair[0]["args"]["stack"]["identify"]["tenants"] for pair in (one_, two)]
+    assert tenants == [[{"name": "shop", "models": ["one"]}], [{"name": "shop", "models": ["-"]}]]
+
+
+def test_replicas_follow_requests_where_that_is_asked_for() -> None:
+    found = {one["name"]: one["deployments"][0] for one in serve_config(manifests("everything"))["applications"]}
+    assert found["one"]["num_replicas"] == 1 and "autoscaling_config" not in found["one"]
+    scaled = found["two"]["autoscaling_config"]
+    assert (scaled["min_replicas"], scaled["initial_replicas"], scaled["max_replicas"]) == (1, 2, 3)
+    assert scaled["policy"] == {"policy_function": "serving.autoscale:policy"} and "num_replicas" not in found["two"]
+    assert found["front"]["autoscaling_config"]["min_replicas"] == 2
+    single = {"autoscaling": [{"model": "fovea-qwen", "minReplicas": 0, "maxReplicas": 2, "zeroSeconds": 0}]}
+    manifest = one(render(single, "cpu"), "RayService")["spec"]
+    (deployment,) = yaml.safe_load(manifest["serveConfigV2"])["applications"][0]["deployments"]
+    assert deployment["autoscaling_config"]["min_replicas"] == 0
+    assert deployment["autoscaling_config"]["downscale_to_zero_delay_s"] == 0
+    assert manifest["excludeHeadPodFromServeSvc"] is False, "the head's proxy is the one that is left"
+    assert one(manifests("everything"), "RayService")["spec"]["excludeHeadPodFromServeSvc"] is True
 
 
 LEFT_OUT = {
@@ -237,7 +283,8 @@ def test_scaling_a_model_changes_only_the_number_of_replicas() -> None:
     base = yaml.safe_load((CHART / "values-cpu.yaml").read_text())["stack"]["models"][0]
     two, one_ = (serve_config(render({"stack": {"models": [{**base, "replicas": n}]}}, "cpu")) for n in (2, 1))
     assert two != one_
-    two["applications"][0]["deployments"][0]["num_replicas"] = 1
+    deployment = two["applications"][0]["deployments"][0]
+    deployment |= {"num_replicas": 1, "user_config": {"replicas": 1}}  # user_config changes in place
     assert two == one_
 
 

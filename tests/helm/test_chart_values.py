@@ -24,8 +24,9 @@ RESOURCES = {"resources.requests": {"cpu": "111m"}, "resources.limits": {"memory
 OTHER: dict[str, dict[str, Any]] = {
     "": {
         "nameOverride": "eyes", "fullnameOverride": "eyes", "offline": False, "preStopSeconds": 33,
-        "frontReplicas": 3,
+        "frontReplicas": 3, "registry": "/models/registry",
     },
+    "jobs": {"image.repository": "other", "image.tag": "other", "image.digest": "sha256:" + "1" * 64},
     "image": {
         "repository": "x/y", "tag": "z", "digest": "sha256:" + "0" * 64, "pullPolicy": "Always",
         "pullSecrets": ["other"],
@@ -48,7 +49,8 @@ OTHER: dict[str, dict[str, Any]] = {
     },
     "modelCache": {
         **VOLUME, "download.enabled": False, "download.tokenSecret.name": "n", "download.tokenSecret.key": "k",
-        "download.endpoint": "https://mirror", **{f"download.{key}": value for key, value in RESOURCES.items()},
+        "download.endpoint": "https://mirror", "download.credentials": "other",
+        **{f"download.{key}": value for key, value in RESOURCES.items()},
     },
     "compileCache": VOLUME,
     "dataVolume": VOLUME,
@@ -85,14 +87,28 @@ OTHER: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Section -> path below it -> another value than the one in the everything-on values."""
 
+TOLERATION = {
+    "tolerations[].key": "z", "tolerations[].operator": "Equal", "tolerations[].value": "z",
+    "tolerations[].effect": "NoExecute", "tolerations[].tolerationSeconds": 7,
+}  # fmt: skip
+RAY_JOB = {
+    **RESOURCES, **TOLERATION, "name": "other", "shmSize": "9Gi", "nodeSelector": {"a": "b"},
+    "priorityClassName": "top", "gpus": 2, "gpuResource": "amd.com/gpu", "gpuProducts": ["other"],
+    "args": ["--other"], "timeoutSeconds": 77, "keepSeconds": 77,
+}  # fmt: skip
 IN_LISTS: dict[str, dict[str, Any]] = {
+    "autoscaling": {
+        "model": "one", "minReplicas": 1, "maxReplicas": 2, "ongoingRequests": 77, "upSeconds": 77, "downSeconds": 77,
+        "zeroSeconds": 77,
+    },
+    "modelCache.download.sources": {"from": "gs://other/one", "name": "other"},
+    "jobs.quantize": {**RAY_JOB, "model": "/models/one", "scheme": "fp8", "golden": "receipts", "register": "other"},
+    "jobs.distill": {**RAY_JOB, "recipe": {"name": "other"}},
     "workerGroups": {
         "name": "other", "models": ["one"], "replicas": 3, "minReplicas": 2, "maxReplicas": 4, "cpusForReplicas": 5,
         "gpus": 2, "gpuType": "L5", "gpuMemoryGiB": 3, "gpuResource": "amd.com/gpu", "gpuProducts": ["other"],
-        "spread": False, "shmSize": "9Gi", "nodeSelector": {"a": "b"}, "priorityClassName": "top",
-        "resources.requests": {"cpu": "111m"}, "resources.limits": {"memory": "99Gi"}, "tolerations[].key": "z",
-        "tolerations[].operator": "Equal", "tolerations[].value": "z", "tolerations[].effect": "NoExecute",
-        "tolerations[].tolerationSeconds": 7,
+        "spread": False, "shmSize": "9Gi", "nodeSelector": {"a": "b"}, "priorityClassName": "top", **RESOURCES,
+        **TOLERATION,
     },
     "secretEnv": {"env": "OTHER", "secret": "other", "key": "other"},
     "secretMounts": {"secret": "other", "path": "/other"},
@@ -177,6 +193,7 @@ def test_the_stack_reaches_ray_serve_as_it_is() -> None:
             "listen": {"host": "0.0.0.0", "public": True},
             "models": [{"name": "fovea-qwen", "source": "embedded:qwen2_5_vl", "replicas": 2}],
             "money": {"usd_per_hour": "0.5", "capacity_rps": "4"},
+            "traces": {"endpoint": "http://collector:4318/v1/traces"},
         }
     ).model_dump(mode="json")
     assert len(whole) == len(Stack.model_fields)

@@ -49,6 +49,12 @@ imagePullSecrets:
 {{- define "fovea.port" -}}{{ .Values.stack.listen.port | default 8000 }}{{- end }}
 {{- define "fovea.firstModel" -}}{{ (index .Values.stack.models 0).name }}{{- end }}
 
+{{/* port of a URL, its scheme's if it names none */}}
+{{- define "fovea.urlPort" -}}
+{{- $address := urlParse . -}}
+{{ regexFind "[0-9]+$" (regexFind ":[0-9]+$" $address.host) | default (ternary "443" "80" (eq $address.scheme "https")) }}
+{{- end }}
+
 {{- define "fovea.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: {{ .Values.security.runAsUser }}
@@ -84,6 +90,9 @@ capabilities: {drop: [ALL]}
 - {name: VLLM_CONFIG_ROOT, value: /tmp/vllm}
 - {name: TORCHINDUCTOR_CACHE_DIR, value: /compiled/inductor}
 - {name: TRITON_CACHE_DIR, value: /compiled/triton}
+{{- with .Values.registry }}
+- {name: FOVEA_REGISTRY, value: {{ . | quote }}}
+{{- end }}
 {{- end }}
 
 {{- define "fovea.secretEnv" -}}
@@ -164,14 +173,23 @@ emptyDir: {}
 {{/* Models of the stack that are on the hub, one "ID REVISION" a line. */}}
 {{- define "fovea.hubModels" -}}
 {{- range .Values.stack.models }}
-{{- if not (or (hasPrefix "embedded:" .source) (hasPrefix "/" .source) (hasPrefix "." .source) (hasPrefix "~" .source)) }}
+{{- if not (or (hasPrefix "embedded:" .source) (hasPrefix "registry:" .source) (hasPrefix "/" .source) (hasPrefix "." .source) (hasPrefix "~" .source)) }}
 {{ .source }} {{ .revision | default "main" }}
 {{- end }}
 {{- end }}
 {{- end }}
-{{- define "fovea.downloadDigest" -}}{{ include "fovea.hubModels" . | sha256sum | trunc 10 }}{{- end }}
+{{/* Checkpoints of buckets and claims, one "FROM NAME" a line; a claim is mounted at /from/CLAIM. */}}
+{{- define "fovea.sources" -}}
+{{- range .Values.modelCache.download.sources }}
+{{ .from | replace "pvc://" "/from/" }} {{ .name }}
+{{- end }}
+{{- end }}
+{{- define "fovea.sourceClaims" -}}
+{{- range .Values.modelCache.download.sources }}{{ with regexFind "^pvc://[^/]+" .from }}{{ trimPrefix "pvc://" . }} {{ end }}{{ end -}}
+{{- end }}
+{{- define "fovea.downloadDigest" -}}{{ printf "%s%s" (include "fovea.hubModels" .) (include "fovea.sources" .) | sha256sum | trunc 10 }}{{- end }}
 {{- define "fovea.downloads" -}}
-{{- if and .Values.modelCache.download.enabled (include "fovea.hubModels" . | trim) }}true{{ end -}}
+{{- if and .Values.modelCache.download.enabled (or (include "fovea.hubModels" . | trim) .Values.modelCache.download.sources) }}true{{ end -}}
 {{- end }}
 
 {{/* What every client container of the chart (test, jobs) has. */}}

@@ -43,3 +43,31 @@ tolerations:
 {{- end }}
 
 {{- define "fovea.startupFailures" -}}{{ div (add .Values.probes.loadSeconds .Values.probes.periodSeconds -1) .Values.probes.periodSeconds }}{{- end }}
+
+{{/* (root, kind): quantization jobs have an image with their own environment, distillation runs in the serving image */}}
+{{- define "fovea.jobImage" -}}
+{{- $image := include "fovea.image" .root -}}
+{{- $own := .root.Values.jobs.image -}}
+{{- if eq .kind "distill" -}}{{ $image }}
+{{- else if $own.digest -}}{{ $own.repository | default .root.Values.image.repository }}@{{ $own.digest }}
+{{- else if $own.tag -}}{{ $own.repository | default .root.Values.image.repository }}:{{ $own.tag }}
+{{- else if .root.Values.image.digest -}}{{ fail "jobs.image.digest: is missing; image has a digest, and the quantization image has another one" }}
+{{- else -}}{{ $own.repository | default .root.Values.image.repository }}:{{ regexFind "[^:]+$" $image }}-quantize
+{{- end -}}
+{{- end }}
+
+{{/* (root, kind, job): the command, each word quoted for the shell that Ray runs it with */}}
+{{- define "fovea.jobCommand" -}}
+{{- $out := printf "/data/%s/%s" .kind .job.name -}}
+{{- $words := list "/opt/fovea/.venv/bin/fovea" .kind "run" -}}
+{{- if eq .kind "quantize" -}}
+  {{- $words = concat $words (list .job.model "--scheme" (.job.scheme | default "w4a16") "--out" $out) -}}
+  {{- with .job.golden -}}{{- $words = concat $words (list "--golden" .) -}}{{- end -}}
+  {{- with .job.register -}}{{- $words = concat $words (list "--register" .) -}}{{- end -}}
+{{- else -}}
+  {{- $words = concat $words (list "/recipe/recipe.yaml" "--out" $out) -}}
+{{- end -}}
+{{- range $i, $word := concat $words (.job.args | default list) -}}
+{{ if $i }} {{ end }}'{{ $word | replace "'" "'\\''" }}'
+{{- end -}}
+{{- end }}

@@ -1,8 +1,8 @@
 {{/* What is open to clients outside: the API and the readiness probe, not the metrics. */}}
 {{- define "fovea.publicPrefixes" -}}
 {{- $prefixes := list "/v1" "/ready" -}}
-{{- if gt (len .Values.stack.models) 1 -}}
-{{- range .Values.stack.models }}{{ $prefixes = append $prefixes (printf "%s/v1" (.route_prefix | default (printf "/%s" .name))) }}{{ end -}}
+{{- if ne (include "fovea.single" .) "true" -}}
+{{- range .Values.stack.models }}{{ $prefixes = append $prefixes (printf "%s/v1" (include "fovea.prefix" .)) }}{{ end -}}
 {{- end -}}
 {{- join " " $prefixes -}}
 {{- end }}

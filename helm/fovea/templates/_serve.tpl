@@ -1,14 +1,15 @@
 {{/*
 The Serve config: one application per model, built by serving/app.py from the stack, and the front when there are several.
-`replicas` is not part of the arguments: a deployment whose arguments change is started anew, one that is scaled is not.
+A deployment whose arguments change is started anew. So `replicas` is not among them, a model's application knows of no
+other model (serving/parts.py), and the front, which
+asks for no keys (the models do), is told of the models by its user_config, which changes in place.
 */}}
 {{- define "fovea.serveConfig" -}}
 {{- $stack := deepCopy .Values.stack -}}
-{{- $single := eq (len $stack.models) 1 -}}
+{{- $single := include "fovea.single" . -}}
 {{- $groups := dict -}}
 {{- range $group := .Values.workerGroups }}{{ range $group.models }}{{ $_ := set $groups . $group.name }}{{ end }}{{ end -}}
-{{- $replicas := dict -}}
-{{- range $stack.models }}{{ $_ := set $replicas .name (.replicas | default 1) }}{{ $_ := unset . "replicas" }}{{ end -}}
+{{- $routes := dict -}}
 proxy_location: EveryNode
 http_options:
   host: 0.0.0.0
@@ -16,31 +17,83 @@ http_options:
   keep_alive_timeout_s: 75
 logging_config: {enable_access_log: false, log_level: WARNING, encoding: JSON}
 applications:
-{{- range $model := $stack.models }}
+{{- range $given := $stack.models }}
+{{- $model := omit $given "replicas" }}
+{{- $_ := set $routes $model.name (include "fovea.prefix" $model) }}
   - name: {{ $model.name }}
-    route_prefix: {{ ternary "/" ($model.route_prefix | default (printf "/%s" $model.name)) $single }}
+    route_prefix: {{ ternary "/" (include "fovea.prefix" $model) (eq $single "true") }}
     import_path: serving.app:build
     args:
       model: {{ $model.name }}
       stack:
-        {{- toYaml $stack | nindent 8 }}
+        {{- include "fovea.ownPart" (dict "stack" $stack "model" $model) | nindent 8 }}
     deployments:
       - name: {{ $model.name }}
-        num_replicas: {{ get $replicas $model.name }}
+        {{- include "fovea.replicas" (dict "root" $ "name" $model.name "replicas" ($given.replicas | default 1)) | nindent 8 }}
+        user_config: {replicas: {{ include "fovea.mostReplicas" (dict "root" $ "name" $model.name "replicas" ($given.replicas | default 1)) }}}
         ray_actor_options:
           num_cpus: 1
           num_gpus: {{ $model.gpus | default 0 }}
           resources: {group-{{ get $groups $model.name }}: 0.001}
 {{- end }}
-{{- if not $single }}
+{{- if ne $single "true" }}
   - name: front
     route_prefix: /
     import_path: serving.app:build
     args:
       stack:
-        {{- toYaml $stack | nindent 8 }}
+        {{- toYaml (merge (dict "listen" (merge (dict "public" true) $stack.listen)) (pick $stack "limits" "metrics" "drain_s" "traces")) | nindent 8 }}
     deployments:
       - name: front
-        num_replicas: {{ .Values.frontReplicas }}
+        {{- include "fovea.replicas" (dict "root" $ "name" "front" "replicas" .Values.frontReplicas) | nindent 8 }}
+        user_config:
+          models: {{ toJson $routes }}
 {{- end }}
+{{- end }}
+
+{{/* "true" when the only model answers at / itself, without the front */}}
+{{- define "fovea.single" -}}
+{{ and (eq (len .Values.stack.models) 1) (ne (.Values.stack.front | default "auto") "always") }}
+{{- end }}
+
+{{- define "fovea.prefix" -}}{{ .route_prefix | default (printf "/%s" .name) }}{{- end }}
+
+{{/* (stack, model): the stack as one model's application gets it: the other models are in it nowhere. */}}
+{{- define "fovea.ownPart" -}}
+{{- $part := deepCopy .stack -}}
+{{- $_ := set $part "models" (list .model) -}}
+{{- with $part.identify -}}
+  {{- range .tenants -}}
+    {{- if kindIs "slice" .models -}}
+      {{- $_ := set . "models" (ternary (list $.model.name) (list "-") (has $.model.name .models)) -}}
+    {{- end -}}
+  {{- end -}}
+{{- end -}}
+{{- toYaml $part -}}
+{{- end }}
+
+{{/* (root, name): the entry of `autoscaling` for a model or the front, as YAML; empty when there is none */}}
+{{- define "fovea.scaled" -}}
+{{- range .root.Values.autoscaling }}{{ if eq .model $.name }}{{ toYaml . }}{{ end }}{{ end -}}
+{{- end }}
+{{/* (root, name, replicas): the most replicas that there can be */}}
+{{- define "fovea.mostReplicas" -}}
+{{ (include "fovea.scaled" . | fromYaml).maxReplicas | default .replicas | int }}
+{{- end }}
+
+{{/* (root, name, replicas): how many replicas a deployment has, fixed or by their requests */}}
+{{- define "fovea.replicas" -}}
+{{- with include "fovea.scaled" . | fromYaml -}}
+autoscaling_config:
+  min_replicas: {{ ternary 1 .minReplicas (kindIs "invalid" .minReplicas) }}
+  initial_replicas: {{ $.replicas }}
+  max_replicas: {{ .maxReplicas }}
+  target_ongoing_requests: {{ .ongoingRequests | default 8 }}
+  upscale_delay_s: {{ ternary 30 .upSeconds (kindIs "invalid" .upSeconds) }}
+  downscale_delay_s: {{ ternary 300 .downSeconds (kindIs "invalid" .downSeconds) }}
+  downscale_to_zero_delay_s: {{ ternary 900 .zeroSeconds (kindIs "invalid" .zeroSeconds) }}
+  policy: {policy_function: serving.autoscale:policy}
+{{- else -}}
+num_replicas: {{ .replicas }}
+{{- end -}}
 {{- end }}

@@ -16,6 +16,9 @@
 {{- include "fovea.validateGroups" . -}}
 {{- include "fovea.validateProxy" . -}}
 {{- include "fovea.validateOptions" . -}}
+{{- include "fovea.validateSources" . -}}
+{{- include "fovea.validateAutoscaling" . -}}
+{{- include "fovea.validateJobs" . -}}
 {{- include "fovea.validateStores" . -}}
 {{- include "fovea.validateSecrets" . -}}
 {{- end }}
@@ -27,7 +30,7 @@
     {{- fail (printf "stack.models[%d].name: %q is used twice; give each model its own" $i $model.name) -}}
   {{- end -}}
   {{- $_ := set $names $model.name true -}}
-  {{- $route := $model.route_prefix | default (printf "/%s" $model.name) -}}
+  {{- $route := include "fovea.prefix" $model -}}
   {{- if hasKey $routes $route -}}
     {{- fail (printf "stack.models[%d].route_prefix: %q is the route of %q as well; give each model its own" $i $route (get $routes $route)) -}}
   {{- end -}}
@@ -39,7 +42,7 @@
   {{- end -}}
   {{- $scheme := regexFind "^[A-Za-z][A-Za-z0-9+.-]*://" $model.source -}}
   {{- if $scheme -}}
-    {{- fail (printf "stack.models[%d].source: unknown scheme %q; use embedded:NAME, a folder in a mounted volume, or a hub id" $i $scheme) -}}
+    {{- fail (printf "stack.models[%d].source: unknown scheme %q; use embedded:NAME, registry:NAME@live, a folder in a mounted volume, or a hub id; what is in a bucket is listed in modelCache.download.sources" $i $scheme) -}}
   {{- end -}}
 {{- end -}}
 {{- end }}
@@ -77,8 +80,9 @@
     {{- if gt $each (float64 $gpus) -}}
       {{- fail (printf "%s.gpus: %d in a pod, but a replica of %q needs %v of one pod; raise it" $at $gpus $name $each) -}}
     {{- end -}}
-    {{- $needGpus = addf $needGpus (mulf $each (float64 ($model.replicas | default 1))) -}}
-    {{- $needCpus = add $needCpus ($model.replicas | default 1) -}}
+    {{- $count := include "fovea.mostReplicas" (dict "root" $ "name" $name "replicas" ($model.replicas | default 1)) | int -}}
+    {{- $needGpus = addf $needGpus (mulf $each (float64 $count)) -}}
+    {{- $needCpus = add $needCpus $count -}}
     {{- if gt $each 1.0 -}}
       {{- $parallel := mul (get ($model.engine_args | default dict) "tensor_parallel_size" | default 1) (get ($model.engine_args | default dict) "pipeline_parallel_size" | default 1) -}}
       {{- if ne (float64 $parallel) $each -}}
@@ -102,8 +106,9 @@
   {{- end -}}
   {{- include "fovea.validateNodes" (dict "root" $ "at" $at "group" $group "gpus" $gpus) -}}
 {{- end -}}
-{{- if and (gt (len .Values.stack.models) 1) (lt $allCpus (add $allNeeded .Values.frontReplicas | int)) -}}
-  {{- fail (printf "workerGroups: all pods have room for %d replicas (cpusForReplicas), the models take %d and the front %d; raise a group's cpusForReplicas" $allCpus $allNeeded (int .Values.frontReplicas)) -}}
+{{- $front := include "fovea.mostReplicas" (dict "root" . "name" "front" "replicas" .Values.frontReplicas) | int -}}
+{{- if and (ne (include "fovea.single" .) "true") (lt $allCpus (add $allNeeded $front | int)) -}}
+  {{- fail (printf "workerGroups: all pods have room for %d replicas (cpusForReplicas), the models take %d and the front %d; raise a group's cpusForReplicas" $allCpus $allNeeded $front) -}}
 {{- end -}}
 {{- end }}
 
@@ -222,7 +227,10 @@
     {{- fail (printf "stack.identify.keys: %q is a file, and each pod has its own; write valkey://HOST:PORT/DB (`valkey.enabled` runs one)" (.keys | default "keys.db")) -}}
   {{- end -}}
 {{- end -}}
-{{- $replicas := 0 -}}{{- range .Values.stack.models -}}{{- $replicas = add $replicas (.replicas | default 1) -}}{{- end -}}
+{{- $replicas := 0 -}}
+{{- range .Values.stack.models -}}
+  {{- $replicas = add $replicas (include "fovea.mostReplicas" (dict "root" $ "name" .name "replicas" (.replicas | default 1))) -}}
+{{- end -}}
 {{- if kindIs "map" .Values.stack.admit -}}{{- $admit := .Values.stack.admit -}}
   {{- if and (gt (int $replicas) 1) (not (regexMatch $valkey ($admit.store | default "memory"))) -}}
     {{- fail (printf "stack.admit.store: %q is one replica's own, and the stack has %d; write valkey://HOST:PORT/DB (`valkey.enabled` runs one)" ($admit.store | default "memory") (int $replicas)) -}}
@@ -254,6 +262,7 @@
   {{- $_ := set $named "gcsFaultTolerance.password.name" (ternary .gcsFaultTolerance.password.name "" .gcsFaultTolerance.enabled) -}}
   {{- $_ := set $named "valkey.password.name" (ternary .valkey.password.name "" .valkey.enabled) -}}
   {{- $_ := set $named "modelCache.download.tokenSecret.name" (ternary .modelCache.download.tokenSecret.name "" .modelCache.download.enabled) -}}
+  {{- $_ := set $named "modelCache.download.credentials" (ternary .modelCache.download.credentials "" .modelCache.download.enabled) -}}
   {{- $_ := set $named "clients.keySecret.name" .clients.keySecret.name -}}
   {{- $_ := set $named "observability.podMonitor.keySecret.name" (ternary .observability.podMonitor.keySecret.name "" .observability.podMonitor.enabled) -}}
   {{- $_ := set $named "ingress.tlsSecret" (ternary .ingress.tlsSecret "" .ingress.enabled) -}}
