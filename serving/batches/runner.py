@@ -32,6 +32,8 @@ logger = logging.getLogger("fovea.serving")
 T = TypeVar("T")
 POLL_S = 0.5
 FLUSH = 64
+SWEEP_S = 600.0
+"""So often expired files are looked for."""
 AGAIN = (429, 503)
 
 
@@ -74,9 +76,12 @@ class Runner:
 
     async def _watch(self) -> None:
         assert self.store is not None
-        claim = self.store.claim
+        claim, sweep, next_sweep = self.store.claim, self.store.sweep, 0.0
         while True:
             try:
+                if time.monotonic() >= next_sweep:
+                    await self.call(sweep)
+                    next_sweep = time.monotonic() + SWEEP_S
                 batch = await self.call(lambda: claim(self.model, self.holder, self.section.lease_s))
                 if batch is None:
                     await asyncio.sleep(POLL_S)

@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 DAY_S = 86_400.0
+LIVING = "(expires IS NULL OR expires > ?)"
 RUNNING = ("in_progress", "cancelling", "finalizing")
+ADDED = (("files", "expires"), ("batches", "output_s"))
+"""Columns that folders of an earlier version lack."""
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS files (id TEXT PRIMARY KEY, tenant, filename, purpose, bytes, created);
+CREATE TABLE IF NOT EXISTS files (id TEXT PRIMARY KEY, tenant, filename, purpose, bytes, created, expires);
 CREATE TABLE IF NOT EXISTS batches (id TEXT PRIMARY KEY, tenant, model, endpoint, input, status, created, expires,
-    role, key_id, metadata, total, ended, output, errors, problem);
+    role, key_id, metadata, total, ended, output, errors, problem, output_s);
 CREATE TABLE IF NOT EXISTS leases (batch TEXT PRIMARY KEY, holder, until);
 CREATE TABLE IF NOT EXISTS results (batch, line INTEGER, failed INTEGER, text BLOB, PRIMARY KEY (batch, line));
 CREATE INDEX IF NOT EXISTS by_outcome ON results (batch, failed);
@@ -37,18 +40,23 @@ class File:
     purpose: str
     bytes: int
     created: float
+    expires: float | None = None
 
     def public(self) -> dict[str, Any]:
         """Return it as the API shows it."""
         return {
             "id": self.id, "object": "file", "bytes": self.bytes, "created_at": int(self.created),
             "filename": self.filename, "purpose": self.purpose, "status": "processed",
+            "expires_at": None if self.expires is None else int(self.expires),
         }  # fmt: skip
 
 
 @dataclass(slots=True)
 class Batch:
-    """One batch; times are seconds since 1970, `ended` by status (`completed_at` and so on)."""
+    """One batch; times are seconds since 1970, `ended` by status (`completed_at` and so on).
+
+    `output_s`: life of its result files, seconds, None for ever.
+    """
 
     id: str
     tenant: str
@@ -66,6 +74,7 @@ class Batch:
     output: str | None = None
     errors: str | None = None
     problem: str | None = None
+    output_s: float | None = None
 
     def public(self, completed: int, failed: int) -> dict[str, Any]:
         """Return it as the API shows it."""
@@ -96,6 +105,9 @@ class Store:
         self.database.execute("PRAGMA journal_mode = WAL")
         self.database.execute("PRAGMA synchronous = FULL")  # a result that was counted is on the disk
         self.database.executescript(SCHEMA)
+        for table, column in ADDED:
+            if column not in {row[1] for row in self.database.execute(f"PRAGMA table_info({table})")}:
+                self.database.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
 
     def close(self) -> None:
         """Close the database."""
@@ -110,11 +122,12 @@ class Store:
     def add_file(self, file: File) -> None:
         """Make a file known whose content is in its place."""
         with self.database:
-            self.database.execute("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)", tuple(asdict(file).values()))
+            self.database.execute("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", tuple(asdict(file).values()))
 
     def file(self, file_id: str, tenant: str) -> File | None:
-        """Return a tenant's file."""
-        row = self.database.execute("SELECT * FROM files WHERE id = ? AND tenant = ?", (file_id, tenant)).fetchone()
+        """Return a tenant's file, None when it has expired."""
+        text = f"SELECT * FROM files WHERE id = ? AND tenant = ? AND {LIVING}"
+        row = self.database.execute(text, (file_id, tenant, time.time())).fetchone()
         return File(*row) if row else None
 
     def files(self, tenant: str, after: str | None, limit: int) -> list[File]:
@@ -125,6 +138,23 @@ class Store:
         """Return the bytes of a tenant's files."""
         text = "SELECT coalesce(sum(bytes), 0) FROM files WHERE tenant = ?"
         return int(self.database.execute(text, (tenant,)).fetchone()[0])
+
+    def sweep(self) -> int:
+        """Delete expired files that no running batch reads, and what an upload left that was never finished.
+
+        Returns how many files were deleted.
+        """
+        read = f"SELECT input FROM batches WHERE status IN {RUNNING}"
+        text = f"SELECT id FROM files WHERE NOT {LIVING} AND id NOT IN ({read})"
+        gone = [row[0] for row in self.database.execute(text, (time.time(),))]
+        for file_id in gone:
+            self.drop_file(file_id)
+        for path in (self.folder / "files").iterdir():
+            known = self.database.execute("SELECT 1 FROM files WHERE id = ?", (path.name,)).fetchone()
+            if known is None and time.time() - path.stat().st_mtime > DAY_S:
+                path.unlink(missing_ok=True)
+                gone.append(path.name)
+        return len(gone)
 
     def drop_file(self, file_id: str) -> None:
         """Forget a file and delete its content."""
@@ -232,7 +262,8 @@ class Store:
                 file.write(text + b"\n")
             size = file.tell()
         name = f"{batch.id}_{'errors' if failed else 'output'}.jsonl"
-        self.add_file(File(file_id, batch.tenant, name, "batch_output", size, time.time()))
+        ends = None if batch.output_s is None else time.time() + batch.output_s
+        self.add_file(File(file_id, batch.tenant, name, "batch_output", size, time.time(), ends))
         return file_id
 
     def _results(self, batch_id: str, failed: bool) -> Iterator[bytes]:
@@ -242,9 +273,11 @@ class Store:
 
     def _page(self, table: str, tenant: str, after: str | None, limit: int) -> list[Any]:
         text = f"SELECT * FROM {table} WHERE tenant = :tenant "
+        if table == "files":
+            text += "AND (expires IS NULL OR expires > :now) "
         if after:
             text += f"AND (created, id) < (SELECT created, id FROM {table} WHERE id = :after AND tenant = :tenant) "
-        names = {"tenant": tenant, "after": after, "limit": limit}
+        names = {"tenant": tenant, "after": after, "limit": limit, "now": time.time()}
         return self.database.execute(text + "ORDER BY created DESC, id DESC LIMIT :limit", names).fetchall()
 
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 ROUTE = re.compile(r"/v1/(files|batches)(?:/([A-Za-z0-9_-]{1,80})(?:/(content|cancel))?)?")
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 CHUNK = 2**18
+SHORTEST_S, LONGEST_S = 3600, 2_592_000
+"""Life of a file that a client may ask for: OpenAI's bounds."""
 
 
 class BatchesApi:
@@ -91,6 +93,7 @@ class BatchesApi:
     async def upload(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange, name: None) -> Any:
         """POST /v1/files."""
         from starlette.exceptions import HTTPException
+        from starlette.formparsers import MultiPartException
         from starlette.requests import Request
 
         if await self.runner.call(lambda: self.store.used(exchange.tenant)) >= self.section.tenant_bytes:
@@ -104,7 +107,10 @@ class BatchesApi:
                     raise ApiError(400, "Send the file as the form's part `file`.", kind="bad_form", param="file")
                 if purpose != "batch":
                     raise ApiError(400, "Only files of purpose `batch` are kept.", kind="bad_form", param="purpose")
-                file = File(new_id("file-"), exchange.tenant, (upload.filename or "")[:200], "batch", 0, time.time())
+                after = {"anchor": form.get("expires_after[anchor]"), "seconds": form.get("expires_after[seconds]")}
+                life, now = self._life(after if any(after.values()) else None, "expires_after"), time.time()
+                ends = None if life is None else now + life
+                file = File(new_id("file-"), exchange.tenant, (upload.filename or "")[:200], "batch", 0, now, ends)
                 path = self.store.path(file.id)
                 try:
                     target = await self.runner.call(lambda: path.open("wb"))
@@ -117,11 +123,29 @@ class BatchesApi:
                 except BaseException:
                     path.unlink(missing_ok=True)
                     raise
-        except HTTPException as error:
-            raise ApiError(400, f"The form is wrong: {error.detail}", kind="bad_form") from error
+        except (HTTPException, MultiPartException) as error:
+            why = getattr(error, "detail", None) or getattr(error, "message", "")
+            raise ApiError(400, f"The form is wrong: {why}", kind="bad_form") from error
         except OSError as error:
             raise ApiError(503, f"The file cannot be kept: {error.strerror}.", kind="storage_full") from error
         return file.public()
+
+    def _life(self, asked: Any, param: str) -> float | None:
+        """Return how long a file is kept, seconds, None for ever.
+
+        Raises:
+            ApiError: 400, what the client wrote is not understood.
+        """
+        if asked is None:
+            return None if self.section.file_days is None else self.section.file_days * 86_400
+        seconds = asked.get("seconds") if isinstance(asked, dict) else None
+        if isinstance(seconds, str) and seconds.isascii() and seconds.isdigit():
+            seconds = int(seconds[:12])
+        whole = isinstance(seconds, int) and not isinstance(seconds, bool) and asked.get("anchor") == "created_at"
+        if whole and SHORTEST_S <= seconds <= LONGEST_S:
+            return float(seconds)
+        text = f'{param} must be {{"anchor": "created_at", "seconds": {SHORTEST_S} to {LONGEST_S}}}.'
+        raise ApiError(400, text, kind="bad_field", param=param)
 
     def _bounded(self, receive: Receive) -> Receive:
         size = 0
@@ -193,6 +217,7 @@ class BatchesApi:
             or not all(isinstance(v, str) for v in metadata.values())
         ):
             raise ApiError(400, "metadata must be at most 16 texts.", kind="bad_field", param="metadata")
+        life = self._life(asked.get("output_expires_after"), "output_expires_after")
         file = await self._file(str(asked.get("input_file_id")), exchange)
         total = await self.runner.call(lambda: count_lines(self.store, file))
         if not 0 < total <= self.section.lines:
@@ -202,7 +227,7 @@ class BatchesApi:
         role, key_id = (identity.role, identity.key_id) if identity else ("", "")
         batch = Batch(
             new_id("batch_"), exchange.tenant, self.model, endpoint, file.id, "in_progress", now, now + DAY_S, role,
-            key_id, metadata, total, {"in_progress": now},
+            key_id, metadata, total, {"in_progress": now}, output_s=life,
         )  # fmt: skip
         await self.runner.call(lambda: self.store.add(batch))
         return batch.public(0, 0)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 
 from models.support.errors import UsageError
 from serving.batches.runner import read_line
-from serving.batches.store import Store
+from serving.batches.store import SCHEMA, Store
 from serving.errors import ApiError
 from serving.exchange import exchange_of
 from serving.keys import make_key, open_keys
@@ -142,6 +143,62 @@ async def test_the_life_of_a_batch(house: House) -> None:
     assert (await house.client().files.delete(batch.output_file_id)).deleted
     with pytest.raises(openai.NotFoundError):
         await house.client().files.content(batch.output_file_id)
+
+
+async def test_files_expire(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, store = house.client(), house.layer.store
+    content = json.dumps(line(0)).encode()
+    hour: Any = {"anchor": "created_at", "seconds": 3600}
+    short = await client.files.create(file=("a.jsonl", content), purpose="batch", expires_after=hour)
+    long = await client.files.create(file=("b.jsonl", content), purpose="batch")
+    assert short.expires_at == short.created_at + 3600 and long.expires_at == long.created_at + 30 * 86_400
+    more: Any = {"output_expires_after": hour}
+    asked: Any = {"input_file_id": short.id, "endpoint": CHAT, "completion_window": "24h"}
+    batch = await house.ended((await client.batches.create(**asked, extra_body=more)).id)
+    output = await client.files.retrieve(batch.output_file_id)
+    assert output.expires_at == output.created_at + 3600
+    house.engine.hold = asyncio.Event()
+    second = await client.batches.create(**asked)  # it is read while its time ends
+    await until(lambda: sum(house.engine.asked.values()) == 2)
+    half = store.folder / "files" / "file-half"
+    half.write_bytes(b"an upload that a kill ended")
+    os.utime(half, (time.time() - 90_000,) * 2)
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 3700)
+    assert await house.layer.runner.call(store.sweep) == 2
+    assert not half.exists() and not store.path(output.id).exists() and store.path(short.id).exists()
+    for file_id in (short.id, output.id):
+        with pytest.raises(openai.NotFoundError):
+            await client.files.retrieve(file_id)
+    assert [file.id async for file in client.files.list()] == [long.id]
+    house.engine.hold.set()
+    assert (await house.ended(second.id)).request_counts.completed == 1
+    assert await house.layer.runner.call(store.sweep) == 1 and not store.path(short.id).exists()
+
+
+@pytest.mark.parametrize("after", [{"anchor": "created_at", "seconds": 60}, {"anchor": "x", "seconds": 7200}])
+async def test_a_life_that_is_none(house: House, after: Any) -> None:
+    file = await house.client().files.create(file=("a.jsonl", json.dumps(line(0)).encode()), purpose="batch")
+    with pytest.raises(openai.BadRequestError, match="3600 to 2592000"):
+        await house.client().files.create(file=("a.jsonl", b"{}"), purpose="batch", expires_after=after)
+    wrongs: list[Any] = [after, 5, [], {"seconds": True, "anchor": "created_at"}]
+    for wrong in wrongs:
+        asked: Any = {"input_file_id": file.id, "endpoint": CHAT, "completion_window": "24h"}
+        with pytest.raises(openai.BadRequestError, match="output_expires_after"):
+            await house.client().batches.create(**asked, extra_body={"output_expires_after": wrong})
+
+
+def test_a_folder_of_an_earlier_version(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    old = sqlite3.connect(tmp_path / "batches.db")
+    old.executescript(SCHEMA.replace(", expires);", ");").replace(", output_s);", ");"))
+    old.execute("INSERT INTO files VALUES ('file-1', 't', 'n', 'batch', 1, 2.0)")
+    old.commit()
+    old.close()
+    store = Store(str(tmp_path))
+    file = store.file("file-1", "t")
+    assert file is not None and file.expires is None and store.sweep() == 0
+    store.close()
 
 
 async def test_a_broken_line_fails_and_the_rest_runs(house: House) -> None:
