@@ -89,8 +89,8 @@ class OpenAIBatches(OpenAIProvider, _AtBatchPrice):
         try:
             found = ChatCompletion.model_validate(body)
             choice = found.choices[0]
-            finish = openai_wire._FINISH.get(choice.finish_reason, choice.finish_reason)
-            return Parsed(choice.message.content or "", openai_wire._usage(found.usage), finish, model=found.model)
+            finish = openai_wire.FINISH.get(choice.finish_reason, choice.finish_reason)
+            return Parsed(choice.message.content or "", openai_wire.read_usage(found.usage), finish, model=found.model)
         except (ValueError, IndexError) as error:
             return ServerFault(f"not a chat completion: {type(error).__name__}", vendor=self.vendor)
 
@@ -123,7 +123,7 @@ class AnthropicBatches(AnthropicProvider, _AtBatchPrice):
                     found[line.custom_id] = self._parsed(result.message)
                 elif result.type == "errored":
                     inner = result.error.error
-                    status = anthropic_wire._EVENT_STATUS.get(inner.type, 500)
+                    status = anthropic_wire.EVENT_STATUS.get(inner.type, 500)
                     found[line.custom_id] = from_status(self.vendor, status, inner.message)
         except Exception as error:
             raise self._translate(error) from error
@@ -131,9 +131,9 @@ class AnthropicBatches(AnthropicProvider, _AtBatchPrice):
 
     @staticmethod
     def _parsed(message: Any) -> Parsed:
-        finish = anthropic_wire._FINISH.get(message.stop_reason or "", message.stop_reason or "unknown")
+        finish = anthropic_wire.FINISH.get(message.stop_reason or "", message.stop_reason or "unknown")
         text = "".join(block.text for block in message.content if block.type == "text")
-        return Parsed(text, anthropic_wire._usage(message.usage), finish, model=message.model)
+        return Parsed(text, anthropic_wire.read_usage(message.usage), finish, model=message.model)
 
 
 class GoogleBatches(GoogleProvider, _AtBatchPrice):
@@ -144,7 +144,7 @@ class GoogleBatches(GoogleProvider, _AtBatchPrice):
 
         requests = [
             types.InlinedRequest(
-                contents=[google_wire._contents(ask)], config=google_wire._config(ask), metadata={"key": name}
+                contents=[google_wire.contents_of(ask)], config=google_wire.config_of(ask), metadata={"key": name}
             )
             for name, ask in asks
         ]
@@ -179,10 +179,10 @@ class GoogleBatches(GoogleProvider, _AtBatchPrice):
             message = one.error.message if one.error is not None else "no response"
             # Google's own numbers (google.rpc.Code): 3 invalid argument, 8 exhausted, 14 unavailable
             return from_status(self.vendor, {3: 400, 8: 429, 14: 503}.get(code, 500), message or "no reason given")
-        text, calls, finish = google_wire._read(one.response)
+        text, calls, finish = google_wire.read_reply(one.response)
         if finish is None:
             finish = "refused" if one.response.prompt_feedback is not None else "unknown"
-        usage = google_wire._usage(one.response.usage_metadata)
+        usage = google_wire.read_usage(one.response.usage_metadata)
         return Parsed(text, usage, finish, calls, one.response.model_version)
 
 

@@ -134,6 +134,7 @@ class AnthropicProvider(Provider):
 
 
 def read_usage(usage: Any) -> Usage | None:
+    """Return the tokens of a message's `usage`; None without one."""
     return None if usage is None else _usage_of(usage.to_dict())
 
 

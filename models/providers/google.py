@@ -98,11 +98,13 @@ class GoogleProvider(Provider):
 
 
 def contents_of(ask: Ask) -> types.Content:
+    """Return a question with its pictures as the SDK takes them."""
     images = [types.Part.from_bytes(data=i.data, mime_type=i.media_type) for i in ask.images]
     return types.Content(role="user", parts=[*images, types.Part.from_text(text=ask.text)])
 
 
 def config_of(ask: Ask) -> types.GenerateContentConfig:
+    """Return everything about a question that is not its contents."""
     declarations = [
         types.FunctionDeclaration(name=t.name, description=t.description, parameters_json_schema=dict(t.parameters))
         for t in ask.tools

@@ -126,6 +126,7 @@ class OpenAIProvider(Provider):
 
 
 def read_usage(usage: Any) -> Usage | None:
+    """Return the tokens of a reply's `usage`; None without one."""
     if usage is None:
         return None
     details = getattr(usage, "prompt_tokens_details", None)
