@@ -4,7 +4,7 @@
 .DELETE_ON_ERROR:
 PY := .venv/bin/python
 
-.PHONY: help setup setup-quantize demo test lint observe bench bench-loadtest bench-layers bench-quantize prove lock clean distclean
+.PHONY: help setup setup-quantize demo test lint observe bench bench-loadtest bench-layers bench-quantize demo-distill prove-distill prove lock clean distclean
 
 help: ## list the targets (the default)
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \t\2/p' Makefile | expand -t 24
@@ -25,6 +25,12 @@ lint: setup ## ruff and mypy over the whole tree
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+demo-distill: setup ## a served teacher, a student from nothing, the report: the shortened proof
+	@$(PY) -m distill.proof.run --quick $(ARGS)
+
+prove-distill: setup ## the proof of the distillation, whole: hours on two cores
+	@$(PY) -m distill.proof.run $(ARGS)
 
 observe: setup ## serve the demo under Prometheus, with the chart's rules and dashboards
 	@$(PY) -m scripts.observe $(ARGS)
