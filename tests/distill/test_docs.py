@@ -15,9 +15,10 @@ TEXT = (Path(__file__).resolve().parents[2] / "docs/distill.md").read_text()
 
 
 def test_the_recipe() -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
-    recipe = parse_recipe(yaml.safe_load(text))
+    sections = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)]
+    recipe = parse_recipe({key: value for one in sections for key, value in one.items()})
     assert recipe.budget.rounds is not None and recipe.filters.balance is not None
+    assert recipe.train is not None and recipe.evaluate is not None and recipe.export is not None
 
 
 def test_the_rows() -> None:

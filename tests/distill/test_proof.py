@@ -1,0 +1,95 @@
+"""The proof's data: the student's rows hold no label, its questions come from the teacher, held-out truth is apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from distill.proof import data, lights
+from distill.proof.run import HERE, LARGE, SMALL
+from distill.recipe import load_recipe
+from models.embedded import shapes
+from models.golden import load_golden
+
+
+def lines(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_lights_show_what_the_answer_says() -> None:
+    """Somewhere in each quarter of the housing is a spot of the light's colour, when nothing blurs or dims it."""
+    seen = {field: set() for field in lights.FIELDS}  # type: dict[str, set[str]]
+    for i in range(60):
+        image, shown = lights.draw(np.random.default_rng([9, i]))
+        assert image.size == (128, 128) and list(shown) == list(lights.FIELDS)
+        assert json.loads(lights.text_of(shown)) == shown
+        for field, state in shown.items():
+            seen[field].add(state)
+        pixels = np.asarray(image, dtype=int)
+        for number, field in enumerate(lights.FIELDS):
+            part = pixels[:, 10 + 26 * number : 38 + 28 * number]
+            # a lit light is the most saturated thing there; noise and walls are not
+            vivid = (part.max(axis=2) - part.min(axis=2)).max()
+            if shown[field] != "off":
+                assert vivid > 80
+    assert all(states == set(lights.STATES) for states in seen.values())
+
+
+def test_the_students_rows_hold_no_label(tmp_path: Path) -> None:
+    rows = data.naming_rows(tmp_path, pictures=40, photos=10, seed=3)
+    assert len(rows) == 90 and {key for row in rows for key in row} == {"id", "image", "question", "category", "split"}
+    assert not any(word in row["question"] for row in rows for word in (*shapes.COLORS, *shapes.SHAPES))
+    assert {row["split"] for row in rows} == {"train", "validation"}
+    # whatever the teacher says, right or wrong, is what the next questions are made of
+    said = {f"color-{row['id'].partition('-')[2]}": "teal" for row in rows}
+    said |= {f"shape-{row['id'].partition('-')[2]}": "circle" for row in rows}
+    said["color-3"] = "pink"  # no colour of the task: nothing more is asked about this picture
+    more = data.yes_no_rows(rows, said, per_picture=5, seed=3)
+    assert len(more) == 39 * 5 and not any(row["id"].endswith("-3") for row in more)
+    yes_no = [row["question"] for row in more if not row["question"].startswith("what")]
+    named = [q for q in yes_no if "teal" in q or "circle" in q]
+    assert 0.35 < len(named) / len(yes_no) < 0.65
+
+
+def test_nobody_trains_on_what_is_measured(tmp_path: Path) -> None:
+    data.teacher_rows(tmp_path / "teacher", pictures=30, photos=30, per_picture=1, seed=1)
+    data.naming_rows(tmp_path / "student", pictures=30, photos=30, seed=3)
+    golden = load_golden(data.golden_lights(tmp_path / "lights", 30))
+    held = {item.image.digest for item in (*golden.items, *load_golden("easy-vqa").items)}
+
+    def digests(folder: Path) -> set[str]:
+        return {hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*.png")}
+
+    teacher, student = digests(tmp_path / "teacher"), digests(tmp_path / "student")
+    assert len(teacher) == len(student) == 60 and not held & (teacher | student)
+    assert len(teacher & student) == 30  # the published pictures; the photographs are others
+    item = golden.items[0]
+    assert item.check(json.dumps(item.expected)) and not item.check(json.dumps({**item.expected, "wlan": "blue"}))
+    truth = {row["id"]: row["answer"] for row in lines(tmp_path / "teacher/truth.jsonl")}
+    assert truth.keys() == {row["id"] for row in lines(tmp_path / "teacher/rows.jsonl")}
+    assert json.loads(truth["m0"]).keys() == set(lights.FIELDS)
+
+
+@pytest.mark.parametrize("name", ["seed.yaml", "large.yaml", "student.yaml", "quick.yaml"])
+def test_the_recipes_are_recipes(name: str) -> None:
+    recipe = load_recipe(HERE / name)
+    assert recipe.train is not None and recipe.student is not None
+    if name in ("student.yaml", "quick.yaml"):
+        assert not recipe.data.human and recipe.teachers[0].checkpoint == "teacher" and recipe.export is not None
+        assert recipe.train.base == "fresh" and "truth" not in yaml.safe_dump(yaml.safe_load((HERE / name).read_text()))
+
+
+def test_the_teacher_is_more_than_five_times_as_large() -> None:
+    assert LARGE.layers * LARGE.width * LARGE.mlp > 5 * 5 * SMALL.layers * SMALL.width * SMALL.mlp
+
+
+def test_pictures_are_pictures(tmp_path: Path) -> None:
+    (path, _), *_ = data.photographs(tmp_path / "p", 1, 4)
+    with Image.open(tmp_path / path) as image:
+        assert image.mode == "RGB"
