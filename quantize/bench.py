@@ -29,6 +29,8 @@ from quantize.run import checkpoint_folder
 
 FAMILIES = ("qwen2_5_vl", "paligemma")
 ACCURACY = (("w8a8", "gptq"), ("w4a16", "gptq"), ("w4a16", "awq"), ("nf4", "rtn"))
+# AWQ's checkpoint has GPTQ's format and kernels: one of them is load-tested
+LOADED = (None, ("w8a8", "gptq"), ("w4a16", "gptq"), ("nf4", "rtn"))
 LOAD = {"concurrency": 8, "seconds": 20, "slo_ms": 500}
 
 
@@ -88,16 +90,16 @@ def load_tested(out: Path) -> list[dict[str, Any]]:
     rows = _known(kept)
     for family in FAMILIES:
         parent = checkpoint_folder(f"embedded:{family}")
-        for scheme, method in ((None, ""), *ACCURACY):
-            name = "bf16" if scheme is None else f"{scheme}-{method}"
+        for chosen in LOADED:
+            name = "bf16" if chosen is None else "-".join(chosen)
             if any((r["family"], r["scheme"]) == (family, name) for r in rows):
                 continue
-            folder = parent if scheme is None else out / family / name
-            if scheme is not None:
-                make(folder, f"embedded:{family}", scheme, method)
+            folder = parent if chosen is None else out / family / name
+            if chosen is not None:
+                make(folder, f"embedded:{family}", *chosen)
             say(f"{family} {name} in the stack")
             place = out / family / f"{name}-load"
-            with stack(folder, place / "serve.log", scheme) as url:
+            with stack(folder, place / "serve.log", chosen[0] if chosen else None) as url:
                 found = load(url, place, **LOAD)
             rows.append({"family": family, "scheme": name, "files": artifact.files_of(folder), **found})
             write_json(kept, {"versions": versions(), "rows": rows})

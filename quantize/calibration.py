@@ -19,6 +19,7 @@ from models.golden import GoldenItem, GoldenSet, ImageRef, load_golden
 from models.golden.sets import export
 from models.support.errors import UsageError
 
+TRAINING_SPLIT = "easy-vqa-train"
 FEWEST = 32  # below this GPTQ's Hessians of a small layer are mostly their damping
 SAMPLES = 256
 # Text of a rendered prompt: a question that holds one was put through some model's chat template already.
@@ -45,9 +46,15 @@ class Calibration:
 
 def load_source(name: str) -> GoldenSet:
     """Return the items of a calibration source.  Raises UsageError when there is no such set."""
-    if name == "easy-vqa-train":
+    if name == TRAINING_SPLIT:
         return _easy_vqa_train()
-    return load_golden(name)
+    try:
+        return load_golden(name)
+    except UsageError as error:
+        if error.field != "golden":  # a file's own line is named as it is
+            raise
+        fix = f"{TRAINING_SPLIT}, or {(error.fix or '').removeprefix('name one of ')}"
+        raise UsageError(error.message, field="calibration", value=error.value, fix=fix) from None
 
 
 def _easy_vqa_train() -> GoldenSet:
@@ -67,7 +74,7 @@ def _easy_vqa_train() -> GoldenSet:
         )
         for n, (question, answer, image) in enumerate(zip(*easy_vqa.get_train_questions(), strict=True))
     ]
-    return GoldenSet("easy-vqa-train", items, source="easy_vqa package, training split", licence="MIT")
+    return GoldenSet(TRAINING_SPLIT, items, source="easy_vqa package, training split", licence="MIT")
 
 
 def draw(source: str, samples: int, seed: int) -> Calibration:

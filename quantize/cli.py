@@ -53,6 +53,7 @@ def _add_golden(parser: argparse.ArgumentParser, required: bool) -> None:
     parser.add_argument("--limit", type=int, help="compare on that many items, drawn by the seed")
     parser.add_argument("--concurrency", type=int, default=32, help="requests in flight (32)")
     parser.add_argument("--thresholds", type=Path, metavar="FILE", help="limits other than the shipped ones (YAML)")
+    parser.add_argument("--slo-ms", type=float, help="longest latency of a good answer: adds goodput to the report")
     parser.add_argument("--usd-per-hour", type=float, help="price of the serving machine: adds $/query to the report")
 
 
@@ -151,7 +152,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.golden is None:
         _print_run(args, quantize(settings, _say(args)))
         return 0
-    _check_golden(args)
+    _check_comparison(args, args.scheme)
     comparison = gate_settings(args, args.out, args.report or args.out.with_name(f"{args.out.name}-gate"))
     with Held(comparison.out / "candidate.log") as held:
         manifest = quantize(settings, _say(args), held)
@@ -159,13 +160,17 @@ def _run(args: argparse.Namespace) -> int:
         return _decide(args, comparison, manifest, held)
 
 
-def _check_golden(args: argparse.Namespace) -> None:
-    """Find out before the work that the golden set or the limits are wrong."""
+def _check_comparison(args: argparse.Namespace, *schemes: str) -> None:
+    """Find out before the work that the golden set, the limits or the registry are wrong.  Raises UsageError."""
     from models.golden import load_golden
+    from quantize.publish import check_register
     from quantize.verdict import load_thresholds
 
     load_golden(args.golden).sample(args.limit, args.seed)
-    load_thresholds(args.scheme, args.thresholds)
+    for scheme in schemes:
+        load_thresholds(scheme, args.thresholds)
+    if args.register is not None:
+        check_register(args.register, args.store)
 
 
 def _print_run(args: argparse.Namespace, manifest: dict[str, Any]) -> None:
@@ -190,6 +195,7 @@ def _print_run(args: argparse.Namespace, manifest: dict[str, Any]) -> None:
 
 def _decide(args: argparse.Namespace, settings: Any, manifest: dict[str, Any] | None = None, held: Any = None) -> int:
     from quantize.gate import run_gate
+    from quantize.gate_report import print_gate
 
     report = run_gate(settings, _say(args), held)
     passed = report["verdict"]["outcome"] == "pass"
@@ -222,35 +228,11 @@ def _print_registered(registered: dict[str, str] | None) -> None:
         print(f"registered  {registered['version']}, made from {registered['parent']}, in {registered['store']}")
 
 
-def print_gate(report: dict[str, Any], out: Path) -> None:
-    """Print a gate's report, a line per figure."""
-    verdict = report["verdict"]
-    print(f"verdict     {verdict['outcome']}: {verdict['sentence']}")
-    for name, group in report["by_category"].items():
-        found = group["recovery"]
-        value = (
-            "no value"
-            if found["value"] is None
-            else f"{found['value']:.4f} ({found['low']:.4f} to {found['high']:.4f})"
-        )
-        print(f"  {name:<12}{value}, n = {found['n']}")
-    flips, test = report["flips"], report["mcnemar"]
-    print(f"flips       lost {len(flips['lost'])}, won {len(flips['won'])}, p = {test['p_value']:.2g}")
-    kl = report["divergence_nats"]
-    if kl["value"] is not None:
-        print(f"divergence  {kl['value']:.2g} nats ({kl['low']:.2g} to {kl['high']:.2g}), n = {kl['n']}")
-    for name, side in report["sides"].items():
-        p95 = side["latency_ms"]["p95"]["value"]
-        rate = "" if side["requests_per_s"] is None else f", {side['requests_per_s']:.1f} requests/s"
-        time = "p95 n too small" if p95 is None else f"p95 {p95:.1f} ms"
-        print(f"{name:<12}{side['accuracy']['value']:.4f}, {time}{rate}, {side['bytes'] / 1e6:.2f} MB")
-    print(f"report      {out / 'report.html'}")
-
-
 def _gate(args: argparse.Namespace) -> int:
     from quantize.settings import gate_settings
 
     interruptible()
+    _check_comparison(args)
     return _decide(args, gate_settings(args, args.candidate, args.out))
 
 
@@ -258,7 +240,9 @@ def _ladder(args: argparse.Namespace) -> int:
     from quantize.ladder import climb, parse_rungs, print_ladder
 
     interruptible()
-    result = climb(args, parse_rungs(args.rungs, args.target), _say(args))
+    rungs = parse_rungs(args.rungs, args.target)
+    _check_comparison(args, *(rung.scheme for rung in rungs))
+    result = climb(args, rungs, _say(args))
     registered = None
     if result["passed"] is not None and args.register:
         step = result["steps"][-1]

@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from models.support.errors import CheckFailed
+from models.support.errors import CheckFailed, UsageError
 
 READY_S = 900.0
 _KERNEL = re.compile(r"(?:Using|Selected) (\w+Kernel\w*) for (\w+)")
@@ -38,12 +38,21 @@ class EngineSettings:
         kv_gib: KV cache on a CPU, GiB.
         kv_dtype: `auto` (16 bits) or `fp8`.
         arguments: more of vLLM's own command line.
+
+    Raises:
+        UsageError: a value that no picture and question would fit in.
     """
 
     max_model_len: int | None = 2048
     kv_gib: int = 1
     kv_dtype: str = "auto"
     arguments: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, lowest in (("max_model_len", 64), ("kv_gib", 1)):
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise UsageError(f"must be at least {lowest}", field=name.replace("_", "-"), value=value)
 
 
 @dataclass

@@ -6,7 +6,6 @@ interrupted gate continues, and a ladder asks the parent once.
 
 from __future__ import annotations
 
-import datetime as dt
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,20 +17,17 @@ import orjson
 
 from models.evaluation import EvaluationSettings, evaluate
 from models.evaluation.compare import Evaluated, read_evaluation
-from models.evaluation.context import command, hardware, versions
-from models.evaluation.score import is_right
+from models.evaluation.context import versions
 from models.golden import GoldenItem, load_golden
-from models.stats import mcnemar, paired_difference, quantile, wilson
 from models.support.errors import CheckFailed, UsageError
 from models.support.files import write_json
 from quantize import artifact
 from quantize.engine import EngineSettings, Held, Served, served
-from quantize.probe import Probe, divergence, picture_share, probe
-from quantize.recovery import recovery
+from quantize.probe import Probe, picture_share, probe
 from quantize.run import checkpoint_folder, engine_for
 from quantize.schemes import SCHEMES
 from quantize.scope import read_headers
-from quantize.verdict import Thresholds, decide, load_thresholds
+from quantize.verdict import load_thresholds
 
 PROBED = 200
 Say = Callable[[str], None]
@@ -41,6 +37,7 @@ Say = Callable[[str], None]
 class GateSettings:
     """One comparison.  `usd_per_hour`: of the machine that serves, for $/query; None leaves money out.
 
+    `slo_ms`: longest latency of a good answer, for goodput (answers a second within it); None leaves it out.
     `parent_out`: where the parent's answers are kept, `out/parent` by default; a ladder keeps them once for all rungs.
     """
 
@@ -54,6 +51,7 @@ class GateSettings:
     max_tokens: int = 16
     thresholds: Path | None = None
     usd_per_hour: float | None = None
+    slo_ms: float | None = None
     parent_out: Path | None = None
     engine: EngineSettings = field(default_factory=EngineSettings)
 
@@ -61,6 +59,18 @@ class GateSettings:
         price = self.usd_per_hour
         if price is not None and not 0 < price <= 1e6:
             raise UsageError("must be dollars, above 0", field="usd-per-hour", value=price, fix="write it like 3.99")
+        if self.slo_ms is not None and not 0 < self.slo_ms <= 1e7:
+            raise UsageError("must be milliseconds, above 0", field="slo-ms", value=self.slo_ms, fix="500")
+        self.evaluation("http://127.0.0.1", "parent", self.out)  # its limits are ours
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What both sides are asked, as `EvaluationSettings` names it."""
+        return {n: getattr(self, n) for n in ("golden", "limit", "seed", "concurrency", "max_tokens")}
+
+    def evaluation(self, url: str, model: str, out: Path) -> EvaluationSettings:
+        """Return the evaluation of one side.  Raises UsageError as `EvaluationSettings`."""
+        return EvaluationSettings(url=url, model=model, out=out, **self.asked)
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,7 @@ def run_gate(settings: GateSettings, say: Say = lambda text: None, held: Held | 
         CheckFailed: a checkpoint does not load or stops answering (a bad verdict is not an error here).
     """
     from quantize.gate_page import write_page
+    from quantize.gate_report import build_report
 
     parent = checkpoint_folder(settings.parent)
     candidate = checkpoint_folder(str(settings.candidate))
@@ -126,9 +137,8 @@ def one_side(
 ) -> Side:
     """Serve one checkpoint (unless `running` does), evaluate and probe it; or read back what an earlier call kept."""
     place = settings.parent_out if name == "parent" and settings.parent_out else settings.out / name
-    asked = {n: getattr(settings, n) for n in ("golden", "limit", "seed", "concurrency", "max_tokens")}
     identity = {
-        **asked,
+        **settings.asked,
         "files": artifact.files_of(folder),
         "digest": load_golden(settings.golden).digest,
         "engine": asdict(engine) | {"arguments": list(engine.arguments)},
@@ -148,7 +158,7 @@ def one_side(
             say(f"{name}: starting vLLM on {folder.name}")
             running = stack.enter_context(served(folder, name, settings.out / f"{name}.log", engine))
         say(f"{name}: {len(items)} items, {settings.concurrency} at a time")
-        report = evaluate(EvaluationSettings(url=running.url, model=name, out=place, **asked))
+        report = evaluate(settings.evaluation(running.url, name, place))
         if report["run"]["stopped"] is not None:
             raise CheckFailed(f"{name}: {report['run']['stopped']}", field="engine")
         say(f"{name}: first tokens, one at a time")
@@ -185,112 +195,3 @@ def distinct_pictures(items: list[GoldenItem], most: int) -> list[GoldenItem]:
         if len(chosen) == most:
             break
     return list(chosen.values())
-
-
-def build_report(
-    settings: GateSettings,
-    manifest: dict[str, Any],
-    thresholds: Thresholds,
-    items: list[GoldenItem],
-    excluded: int,
-    sides: dict[str, Side],
-) -> dict[str, Any]:
-    """Return the whole comparison with its verdict.  An item without an answer counts as wrong."""
-    right = {name: [is_right(i, side.evaluated.answers.get(i.id)) for i in items] for name, side in sides.items()}
-    a, b = right["parent"], right["candidate"]
-    groups: dict[str, list[int]] = {}
-    for index, item in enumerate(items):
-        groups.setdefault(item.category, []).append(index)
-    categories = {
-        name: recovery([a[i] for i in chosen], [b[i] for i in chosen]) for name, chosen in sorted(groups.items())
-    }
-    overall = recovery(a, b)
-    shown = {name: describe_side(settings, side, items, right[name]) for name, side in sides.items()}
-    diverged = divergence(sides["parent"].probe.first, sides["candidate"].probe.first)
-    figures = {
-        "divergence": diverged.value,
-        "calibration_error": _rise(shown["parent"]["calibration_error"], shown["candidate"]["calibration_error"]),
-        "p95_ratio": _ratio(
-            shown["candidate"]["latency_ms"]["p95"]["value"], shown["parent"]["latency_ms"]["p95"]["value"]
-        ),
-        "size_ratio": sides["candidate"].facts["bytes"] / sides["parent"].facts["bytes"],
-    }
-    verdict = decide(thresholds, overall, categories, figures)
-    test = mcnemar(a, b)
-    answers = {name: side.evaluated.answers for name, side in sides.items()}
-    changed = sum(1 for i in items if _text(answers["parent"].get(i.id)) != _text(answers["candidate"].get(i.id)))
-    golden = sides["parent"].evaluated.report["golden"]
-    return {
-        "kind": "quantization-gate",
-        "verdict": verdict.as_dict(),
-        "scheme": manifest["scheme"],
-        "method": manifest["method"],
-        "group": manifest["group"],
-        "thresholds": thresholds.model_dump(),
-        "golden": {k: golden[k] for k in ("name", "spec", "digest")} | {"asked": len(items), "excluded": excluded},
-        "recovery": overall.as_dict(),
-        "by_category": {
-            name: {
-                "recovery": found.as_dict(),
-                "parent": wilson(sum(a[i] for i in groups[name]), len(groups[name])).as_dict(),
-                "candidate": wilson(sum(b[i] for i in groups[name]), len(groups[name])).as_dict(),
-            }
-            for name, found in categories.items()
-        },
-        "difference": paired_difference(a, b, seed=settings.seed).as_dict(),
-        "mcnemar": {"only_parent": test.only_first, "only_candidate": test.only_second, "p_value": test.p_value},
-        "flips": {
-            "lost": [i.id for i, x, y in zip(items, a, b, strict=True) if x and not y],
-            "won": [i.id for i, x, y in zip(items, a, b, strict=True) if y and not x],
-            "changed_answer": wilson(changed, len(items)).as_dict(),
-        },
-        "divergence_nats": diverged.as_dict(),
-        "figures": figures,
-        "sides": shown,
-        "seed": settings.seed,
-        "finished": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
-        "hardware": hardware() | {"role": "engine and client on this machine"},
-        "command": command(),
-    }
-
-
-def _text(answer: Any) -> str | None:
-    return None if answer is None else answer.text
-
-
-def describe_side(settings: GateSettings, side: Side, items: list[GoldenItem], right: list[bool]) -> dict[str, Any]:
-    """Return the figures of one side: accuracy, latency, throughput, memory, the picture's share, money."""
-    report, facts = side.evaluated.report, side.facts
-    answers = [side.evaluated.answers[i.id] for i in items if i.id in side.evaluated.answers]
-    times = [x.latency_ms for x in answers if x.latency_ms is not None]
-    rate = report["run"]["requests_per_s"]
-    accuracy = wilson(sum(right), len(right))
-    per_query = None
-    if settings.usd_per_hour is not None and rate:
-        per_query = settings.usd_per_hour / 3600 / rate
-    return {
-        **facts,
-        "accuracy": accuracy.as_dict(),
-        "errors": report["errors"],
-        "calibration_error": (report["calibration"] or {}).get("ece"),
-        "reliability": (report["calibration"] or {}).get("bins"),
-        "latency_ms": {f"p{round(100 * q)}": quantile(times, q).as_dict() for q in (0.5, 0.95, 0.99)},
-        "requests_per_s": rate,
-        "concurrency": settings.concurrency,
-        "first_token_ms": quantile(side.probe.picture_ms, 0.5).as_dict() if side.probe.picture_ms else None,
-        "usd_per_hour": settings.usd_per_hour,
-        "usd_per_query": per_query,
-        "usd_per_right_answer": per_query / accuracy.value if per_query and accuracy.value else None,
-    }
-
-
-def _rise(parent: dict[str, Any] | None, candidate: dict[str, Any] | None) -> float | None:
-    """How much the calibration error rose; None where one side has none."""
-    if not parent or not candidate or parent["value"] is None or candidate["value"] is None:
-        return None
-    return float(candidate["value"]) - float(parent["value"])
-
-
-def _ratio(value: float | None, base: float | None) -> float | None:
-    return value / base if value is not None and base else None

@@ -145,6 +145,11 @@ def _speed(page: Page, report: Mapping[str, Any], sides: Mapping[str, Side]) -> 
         "requests a second",
         ["not measured" if f["requests_per_s"] is None else f"{f['requests_per_s']:.1f}" for f in figures],
     )
+    if figures[0]["slo_ms"] is not None:
+        slo = f"{figures[0]['slo_ms']:g} ms"
+        row(f"answers within {slo}", [f"{percent(f['within_slo'])} ({interval(f['within_slo'])})" for f in figures])
+        goodput = [f["goodput_per_s"] for f in figures]
+        row(f"goodput within {slo}, 1/s", ["not measured" if g is None else f"{g:.1f}" for g in goodput])
     row("first token alone, p50", ["" if f["first_token_ms"] is None else _ms(f["first_token_ms"]) for f in figures])
     row("of it, the picture", [_picture(f) for f in figures])
     row("engine memory", [f"{f['memory_bytes'] / 2**30:.2f} GiB" for f in figures])

@@ -6,12 +6,14 @@ something to go back to once both were live.  Promotion stays with the registry'
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from models.registry import Registry, Version, open_registry
-from models.support.errors import CheckFailed
+from models.registry.schema import NAME
+from models.support.errors import CheckFailed, UsageError
 from quantize import artifact
 
 NOT_SERVED = ("manifest.json", "README.md")  # about the checkpoint: no engine reads them
@@ -53,6 +55,14 @@ def publish(
     )
     _attach(registry, new, artifact.files_of(candidate), report["sides"]["candidate"], by)
     return {"parent": old.ref, "version": new.ref, "store": registry.store.where}
+
+
+def check_register(name: str, store: str | None) -> None:
+    """Find out before the work that nothing can be registered there.  Raises UsageError."""
+    if not re.fullmatch(NAME, name):
+        fix = "letters, digits, `.`, `_` and `-`, at most 63, a letter or digit first"
+        raise UsageError("is not a name", field="register", value=name, fix=fix)
+    open_registry(store).names()
 
 
 def _known(registry: Registry, name: str, folder: Path) -> Version | None:

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+FEWEST_TOKENS = 16  # of a calibration prompt: fewer hold no picture
+
 
 class Closed(BaseModel):
     """Unknown keys are refused, numbers are finite."""
@@ -38,7 +40,7 @@ class JobRequest(Closed):
     ignore: list[str]
     forced: list[str] = Field(default_factory=list)
     calibration: Path | None = None
-    max_tokens: int = Field(2048, ge=16)
+    max_tokens: int = Field(2048, ge=FEWEST_TOKENS)
     seed: int = 0
     threads: int | None = Field(None, ge=1)
 

@@ -23,7 +23,7 @@ from quantize.calibration import SAMPLES, Calibration, differences, draw
 from quantize.engine import EngineSettings, Held
 from quantize.hardware import check_target
 from quantize.job_tools import SMOOTHING
-from quantize.request import Event, JobRequest, JobResult
+from quantize.request import FEWEST_TOKENS, Event, JobRequest, JobResult
 from quantize.runner import find_python, run_job
 from quantize.schemes import Scheme, choose_group, find_method, find_scheme
 from quantize.scope import Scope, plan_scope, read_headers
@@ -50,6 +50,11 @@ class RunSettings:
     max_tokens: int = 2048
     replace: bool = False
     engine: EngineSettings = field(default_factory=EngineSettings)
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < FEWEST_TOKENS:
+            fix = "2048 is the default"
+            raise UsageError(f"must be at least {FEWEST_TOKENS}", field="max-tokens", value=self.max_tokens, fix=fix)
 
 
 def checkpoint_folder(model: str) -> Path:

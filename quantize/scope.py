@@ -85,6 +85,8 @@ def read_headers(folder: Path) -> dict[str, TensorInfo]:
                 if name != "__metadata__":
                     start, end = info["data_offsets"]
                     tensors[name] = TensorInfo(info["dtype"], tuple(info["shape"]), path.name, end - start)
+                    if 8 + length + end > path.stat().st_size:
+                        raise ValueError("cut short")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
             fix = "copy or download the checkpoint again"
             raise UsageError("not a readable safetensors file", field="model", value=str(path), fix=fix) from error

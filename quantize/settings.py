@@ -43,6 +43,7 @@ def gate_settings(args: argparse.Namespace, candidate: Path, out: Path, parent_o
         concurrency=args.concurrency,
         thresholds=args.thresholds,
         usd_per_hour=args.usd_per_hour,
+        slo_ms=args.slo_ms,
         parent_out=parent_out,
         engine=engine_settings(args),
     )

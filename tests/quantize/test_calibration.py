@@ -100,3 +100,8 @@ def test_categories_that_the_calibration_lacks() -> None:
     some = [i for i in golden.items if i.category == "color"][:40]
     facts: dict[str, Any] = describe(golden, some, "easy-vqa", 0)
     assert any("lacks: shape, yes_no" in line for line in differences(facts, "easy-vqa"))
+
+
+def test_an_unknown_source_names_the_option_and_what_there_is() -> None:
+    with pytest.raises(UsageError, match=r"calibration: golden set not found.*easy-vqa-train, or easy-vqa"):
+        load_source("no such set")

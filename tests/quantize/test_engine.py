@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from models.support.errors import CheckFailed
+from models.support.errors import CheckFailed, UsageError
 from quantize.accept import accept, ask, drawn_picture
 from quantize.engine import EngineSettings, Held, Served, command, free_port, reason, served, wait_ready
 from quantize.run import engine_for
@@ -179,3 +179,9 @@ def test_a_held_engine_runs_until_it_is_closed(monkeypatch: pytest.MonkeyPatch, 
         held.start(tmp_path, "candidate", EngineSettings())
         raise ValueError("later")
     assert not running
+
+
+@pytest.mark.parametrize("wrong", [{"max_model_len": 3}, {"kv_gib": 0}])
+def test_an_engine_without_room_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="must be at least"):
+        EngineSettings(**wrong)

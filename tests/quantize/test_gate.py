@@ -89,11 +89,12 @@ def gate(candidate: Path, out: Path, **more: Any) -> dict[str, Any]:
 
 
 def test_an_equal_candidate_passes_when_the_items_suffice(engines: Engines, candidate: Path, tmp_path: Path) -> None:
-    report = gate(candidate, tmp_path / "out", usd_per_hour=3.6)
+    report = gate(candidate, tmp_path / "out", usd_per_hour=3.6, slo_ms=1e6)
     assert report["verdict"]["outcome"] == "pass"
     assert report["recovery"]["value"] == 1.0 and report["recovery"]["low"] >= 0.99
     assert report["flips"] == {"lost": [], "won": [], "changed_answer": report["flips"]["changed_answer"]}
     side = report["sides"]["candidate"]
+    assert side["within_slo"]["value"] == 1.0 and side["goodput_per_s"] == side["requests_per_s"]
     assert side["usd_per_query"] == pytest.approx(0.001 / side["requests_per_s"])
     assert side["picture"]["picture_ms"] == 8.0 and side["picture"]["share"] == pytest.approx(0.4)
     assert report["divergence_nats"]["value"] > 0
@@ -180,3 +181,15 @@ def test_another_parent_or_no_quantized_checkpoint_is_refused(candidate: Path, t
 def test_a_price_must_be_one(tmp_path: Path, price: float) -> None:
     with pytest.raises(UsageError, match="must be dollars"):
         GateSettings("embedded:paligemma", tmp_path, "easy-vqa", tmp_path / "out", usd_per_hour=price)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [({"concurrency": 0}, "concurrency"), ({"limit": 0}, "limit"), ({"max_tokens": 0}, "max_tokens"),
+     ({"slo_ms": 0.0}, "slo-ms")],
+)  # fmt: skip
+def test_what_both_sides_are_asked_is_checked_before_anything_is_served(
+    tmp_path: Path, wrong: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(UsageError, match=told):
+        GateSettings("embedded:paligemma", tmp_path, "easy-vqa", tmp_path / "out", **wrong)

@@ -66,7 +66,7 @@ def arguments(out: Path) -> argparse.Namespace:
     return argparse.Namespace(
         model="embedded:qwen2_5_vl", out=out, calibration="easy-vqa-train", samples=64, traffic=None, target="here",
         seed=0, max_tokens=2048, golden="easy-vqa", limit=None, concurrency=8, thresholds=None, usd_per_hour=None,
-        max_model_len=2048, kv_gib=1, kv_dtype="auto",
+        slo_ms=None, max_model_len=2048, kv_gib=1, kv_dtype="auto",
     )  # fmt: skip
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from models.evaluation.answers import ANSWERS_FILE
 from models.registry import open_registry
-from models.support.errors import CheckFailed
+from models.support.errors import CheckFailed, UsageError
 from quantize import artifact
-from quantize.publish import publish
+from quantize.publish import check_register, publish
 from tests.models.registry.conftest import checkpoint
 
 
@@ -102,3 +102,9 @@ def test_a_file_that_changed_since_the_gate_is_found(tmp_path: Path, made: dict[
     with pytest.raises(CheckFailed, match=r"a file changed since the gate.*run the gate again") as caught:
         publish("m", made["parent"], made["candidate"], made["report"], by="ada", store=str(tmp_path / "store"))
     assert caught.value.value == "config.json"
+
+
+def test_a_name_that_cannot_be_registered_is_found_before_the_work(tmp_path: Path) -> None:
+    check_register("fovea-qwen", str(tmp_path))
+    with pytest.raises(UsageError, match="register: is not a name"):
+        check_register("a b", str(tmp_path))

@@ -155,3 +155,11 @@ def test_the_scope_of_every_family_of_the_catalog_on_its_own_architecture(family
     assert len(scope.expected) % variant.decoder.layers == 0
     assert "other" not in scope.kept.values()
     assert any(part in ("vision", "audio") for part in scope.kept.values())
+
+
+def test_a_file_cut_short_is_found_in_its_header(tmp_path: Path) -> None:
+    folder = copy_of("qwen2_5_vl", tmp_path / "m")
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UsageError, match="not a readable safetensors file"):
+        read_headers(folder)
