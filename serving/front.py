@@ -15,9 +15,10 @@ from urllib.parse import quote
 
 import orjson
 
+from serving.affinity import HEADER, image_of
 from serving.autoscale import stats
 from serving.errors import ApiError
-from serving.exchange import exchange_of
+from serving.exchange import FORMS, content_type, exchange_of
 from serving.layers.admit import Admit
 from serving.layers.identify import KEY_HEADERS
 from serving.layers.record import Record
@@ -168,6 +169,10 @@ class Forward:
         drop = HOP_BY_HOP | {b"x-request-id"}
         headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in scope["headers"] if n not in drop]
         headers.append(("x-request-id", exchange_of(scope).request_id))  # one id on the whole way
+        if self.stack.affinity and body and not any(name == HEADER for name, _ in scope["headers"]):
+            image = image_of(exchange_of(scope).json()) if content_type(scope) not in FORMS else None
+            if image is not None:
+                headers.append((HEADER.decode(), image.decode()))
         if body is not None:
             await receive()  # the body, which the exchange has
         work = asyncio.create_task(self._forward(method, paths, headers, body, send))

@@ -45,6 +45,7 @@ def front_part(stack: Stack) -> Stack:
         models=[Model(name=FRONT, source=FRONT)],
         limits=stack.limits,
         media=None,
+        affinity=stack.affinity,
         metrics=stack.metrics,
         traces=stack.traces,
         drain_s=stack.drain_s,

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.support.errors import CheckFailed, UsageError
+from serving import affinity
 
 if TYPE_CHECKING:
     from serving.stack import Stack
@@ -146,7 +147,7 @@ def start_ray(stack: Stack, folder: Path, tries: int = 3) -> None:
 def local_ray(stack: Stack) -> Iterator[None]:
     """Start Ray on this machine for one stack, and stop it and remove its files at the end."""
     folder = Path(tempfile.mkdtemp(prefix="fovea-"))
-    os.environ.update(fast_path_environment(folder, free_port(), free_port()))
+    os.environ.update(fast_path_environment(folder, free_port(), free_port()) | affinity.environment(stack))
     root = str(Path(__file__).resolve().parent.parent)
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ["PYTHONPATH"] = os.pathsep.join([root, *(path for path in paths if path and path != root)])

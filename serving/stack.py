@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from models.cost.ledger import Tariff
 from models.support.errors import UsageError
+from serving.affinity import Affinity
 from serving.batches.section import Batches
 from serving.lane import Lane
 from serving.recall.section import Recall
@@ -198,6 +199,7 @@ class Stack(Section):
     recall: Recall | None = Field(None, description="Answers that were given before: exact cache, coalescing.")
     lane: Lane | None = Field(None, description="A lane for batch requests, grouped and behind interactive ones.")
     batches: Batches | None = Field(None, description="Files of requests: `/v1/files` and `/v1/batches`.")
+    affinity: Affinity | None = Field(None, description="Requests that share an image prefer the same replica.")
     metrics: bool = Field(True, description="Count and time requests, and serve `/metrics`.")
     money: Tariff | None = Field(None, description="Dollars per tenant and model, and what a vendor would charge.")
     traces: Traces | None = Field(None, description="OpenTelemetry traces, a span for every layer.")

@@ -57,11 +57,13 @@ def check_update(old: Stack, new: Stack) -> None:
     """Refuse what cannot change while the stack serves.
 
     Raises:
-        UsageError: address or port, or whether there is a front.
+        UsageError: address or port, how the proxy balances, or whether there is a front.
     """
     fix = "stop the stack and start it again"
     if old.listen != new.listen:
         raise UsageError("cannot change while the stack serves", field="listen", fix=fix)
+    if old.affinity != new.affinity:
+        raise UsageError("cannot change while the stack serves", field="affinity", fix=fix)
     if old.single != new.single:
         fix += "; with `front: always` models can be added to a single one"
         raise UsageError("the paths of one model and of several differ", field="models", fix=fix)

@@ -141,9 +141,9 @@ class BatchesApi:
         seconds = asked.get("seconds") if isinstance(asked, dict) else None
         if isinstance(seconds, str) and seconds.isascii() and seconds.isdigit():
             seconds = int(seconds[:12])
-        whole = isinstance(seconds, int) and not isinstance(seconds, bool) and asked.get("anchor") == "created_at"
-        if whole and SHORTEST_S <= seconds <= LONGEST_S:
-            return float(seconds)
+        whole = seconds if isinstance(seconds, int) and not isinstance(seconds, bool) else 0
+        if SHORTEST_S <= whole <= LONGEST_S and asked.get("anchor") == "created_at":
+            return float(whole)
         text = f'{param} must be {{"anchor": "created_at", "seconds": {SHORTEST_S} to {LONGEST_S}}}.'
         raise ApiError(400, text, kind="bad_field", param=param)
 
