@@ -13,7 +13,11 @@ import fovea
 from tests.e2e.conftest import ROOT, served
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
-GOLDEN = {"easy-vqa": ["--limit", "1000"], "receipts": ["--max-tokens", "64"], "modems": []}
+GOLDEN = {
+    "easy-vqa": ["--limit", "1000"],
+    "receipts": ["--limit", "60", "--max-tokens", "32"],
+    "modems": ["--limit", "120"],
+}
 
 
 def test_the_life_of_a_version(
@@ -72,7 +76,7 @@ def test_the_life_of_a_version(
     stages = {row["version"]: row["stage"] for row in registry("list")["versions"]}
     assert stages == {"vqa@1": "live", "vqa@2": "retired"}
     # what is live now is served by its name, and says which version it is
-    live = fovea_models("evaluate", "vqa@live", "--golden", "easy-vqa", "--limit", "200", "--out", tmp_path / "live")
+    live = fovea_models("evaluate", "vqa@live", "--golden", "easy-vqa", "--limit", "100", "--out", tmp_path / "live")
     assert live["target"] == {"name": "vqa", "version": 1, "digest": registry("show", "vqa@1")["digest"]}
     assert live["accuracy"]["high"] >= accuracy[1]["value"] >= live["accuracy"]["low"]
     assert registry("verify") == {"problems": []}

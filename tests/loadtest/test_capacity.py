@@ -148,17 +148,17 @@ def test_command(
 
     def one_at_a_time(request: dict[str, Any]) -> Plan:
         now = perf_counter()
-        free[0] = max(free[0], now) + 0.02
+        free[0] = max(free[0], now) + 0.01
         return Plan(first_s=free[0] - now)
 
     words = ["--url", serve(one_at_a_time).url, "--model", "m", "--workload", prompts, "--slo", "p50<150ms,errors<20%"]
-    words += ["--start-rate", "20", "--max-rate", "80", "--step", "1.5", "--confirm", "2", "--tolerance", "0.5"]
+    words += ["--start-rate", "40", "--max-rate", "160", "--step", "0.8", "--confirm", "1", "--tolerance", "0.5"]
     words += ["--max-slip-ms", "5000", "--peak", "100", "--months", "2", "--usd-per-hour", "1", "--out", str(tmp_path)]
     assert main(["loadtest", "capacity", *words]) == 0
     out = capsys.readouterr()
-    assert "95 % confidence" in out.out and "replicas" in out.out and "search 20 req/s" in out.err
+    assert "95 % confidence" in out.out and "replicas" in out.out and "search 40 req/s" in out.err
     data = json.loads((tmp_path / "capacity.json").read_text())
-    assert 13 <= data["capacity_rps"] <= 60
+    assert 26 <= data["capacity_rps"] <= 120
     assert len(data["forecast"]["months"]) == 2
     assert "<svg" in (tmp_path / "capacity.html").read_text()
 

@@ -99,8 +99,8 @@ def test_a_kept_connection_that_the_server_closed_is_replaced(serve: Serve, prom
     """The server drops the connections of users who think; no request is lost by that."""
     server = serve()
     timer = threading.Timer(0.5, server.close_connections, (True,))
-    timer.start()
-    data = run(server, prompts, concurrency=4, requests=None, duration_s=1.2, think_s=0.05)
+    config = config_for(server, prompts, concurrency=4, duration_s=1.2, think_s=0.05, check_model=False)
+    data = run_load(config, on_begin=lambda start: timer.start()).data
     timer.join()
     assert data["errors"] == 0 and data["requests"] > 20
     assert server.connections > 4

@@ -88,7 +88,7 @@ def test_direction_and_effect_size() -> None:
 
 
 def run_to(folder: Path, server: Server, prompts: str, **values: Any) -> Path:
-    config = config_for(server, prompts, **{"rate": 60, "requests": 200, "hardware": {"usd_per_hour": "1"}, **values})
+    config = config_for(server, prompts, **{"rate": 150, "requests": 200, "hardware": {"usd_per_hour": "1"}, **values})
     write_reports(run_load(config), folder)
     return folder
 
@@ -114,8 +114,8 @@ def test_reports_are_compared_and_gated(
 
 def test_both_servers_in_turns(serve: Serve, prompts: str, capsys: pytest.CaptureFixture[str]) -> None:
     slow, fast = serve(Plan(first_s=0.08)), serve(Plan(first_s=0.005))
-    words = ["--before", slow.url, "--after", fast.url, "--model", "m", "--workload", prompts, "--rate", "40"]
-    words += ["--duration", "4", "--rounds", "2", "--json", "--max-slip-ms", "5000", "--usd-per-hour", "1"]
+    words = ["--before", slow.url, "--after", fast.url, "--model", "m", "--workload", prompts, "--rate", "100"]
+    words += ["--duration", "1.6", "--rounds", "2", "--json", "--max-slip-ms", "5000", "--usd-per-hour", "1"]
     assert main(["loadtest", "compare", *words]) == 0
     data = json.loads(capsys.readouterr().out)
     rows = {row["metric"]: row for row in data["rows"]}

@@ -42,7 +42,7 @@ def interrupted(server: Server, requests: int, *words: str) -> tuple[int, str, s
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_ctrl_c_in_a_run(serve: Serve, prompts: str, tmp_path: Path, processes: str) -> None:
     server = serve(Plan(first_s=0.01))
-    words = ["run", "--url", server.url, "--model", "m", "--workload", prompts, "--rate", "50", "--duration", "60"]
+    words = ["run", "--url", server.url, "--model", "m", "--workload", prompts, "--rate", "100", "--duration", "60"]
     words += ["--out", str(tmp_path), "--processes", processes, "--max-slip-ms", "5000"]
     code, out, error = interrupted(server, 30, *words)
     assert code == 130, error
@@ -53,19 +53,19 @@ def test_ctrl_c_in_a_run(serve: Serve, prompts: str, tmp_path: Path, processes: 
 
 def test_ctrl_c_in_a_search_for_capacity(serve: Serve, prompts: str, tmp_path: Path) -> None:
     server = serve(Plan(first_s=0.002))
-    words = ["capacity", "--url", server.url, "--model", "m", "--workload", prompts, "--slo", "p50<5s", "--step", "1"]
-    words += ["--start-rate", "20", "--max-slip-ms", "5000", "--out", str(tmp_path)]
+    words = ["capacity", "--url", server.url, "--model", "m", "--workload", prompts, "--slo", "p50<5s", "--step", "0.5"]
+    words += ["--start-rate", "40", "--max-slip-ms", "5000", "--out", str(tmp_path)]
     code, out, error = interrupted(server, 40, *words)
     assert code == 130, error
     assert "no rate certified for p50<5s: stopped" in out
     data = json.loads((tmp_path / "capacity.json").read_text())
-    assert data["partial"] and data["steps"][0]["rate"] == 20 and data["best_rate_rps"] >= 20
+    assert data["partial"] and data["steps"][0]["rate"] == 40 and data["best_rate_rps"] >= 40
 
 
 def test_ctrl_c_between_the_rounds_of_a_comparison(serve: Serve, prompts: str, tmp_path: Path) -> None:
     before, after = serve(Plan(first_s=0.002)), serve(Plan(first_s=0.03))
     words = ["compare", "--before", before.url, "--after", after.url, "--model", "m", "--workload", prompts]
-    words += ["--rate", "40", "--duration", "40", "--rounds", "20", "--max-slip-ms", "5000", "--out", str(tmp_path)]
+    words += ["--rate", "100", "--duration", "16", "--rounds", "20", "--max-slip-ms", "5000", "--out", str(tmp_path)]
     code, _, error = interrupted(after, 90, *words)  # the first round is over at about 80
     assert code == 130 and "of 20 rounds" in error, error
     data = json.loads((tmp_path / "compare.json").read_text())
@@ -78,7 +78,7 @@ def test_ctrl_c_between_the_rounds_of_a_comparison(serve: Serve, prompts: str, t
 def test_ctrl_c_before_the_first_pair_of_a_comparison(serve: Serve, prompts: str, tmp_path: Path) -> None:
     server = serve(Plan(first_s=0.002))
     words = ["compare", "--before", server.url, "--after", server.url, "--model", "m", "--workload", prompts]
-    words += ["--rate", "40", "--duration", "60", "--rounds", "1", "--max-slip-ms", "5000", "--out", str(tmp_path)]
+    words += ["--rate", "100", "--duration", "60", "--rounds", "1", "--max-slip-ms", "5000", "--out", str(tmp_path)]
     code, _, error = interrupted(server, 20, *words)
     assert code == 130 and "stopped after 0 of 1 rounds; the runs are in" in error
     assert json.loads((tmp_path / "rounds" / "before-1" / "report.json").read_text())["partial"]
@@ -87,7 +87,7 @@ def test_ctrl_c_before_the_first_pair_of_a_comparison(serve: Serve, prompts: str
 def test_a_server_that_goes_away_in_a_comparison(serve: Serve, prompts: str, tmp_path: Path) -> None:
     before, after = serve(Plan(first_s=0.002)), Server(Plan(first_s=0.002)).__enter__()
     words = ["compare", "--before", before.url, "--after", after.url, "--model", "m", "--workload", prompts]
-    words += ["--rate", "40", "--duration", "40", "--rounds", "20", "--max-slip-ms", "5000", "--out", str(tmp_path)]
+    words += ["--rate", "100", "--duration", "16", "--rounds", "20", "--max-slip-ms", "5000", "--out", str(tmp_path)]
     with fovea(*words) as process:
         while len(after.requests) < 90 and process.poll() is None:
             time.sleep(0.02)
@@ -99,7 +99,7 @@ def test_a_server_that_goes_away_in_a_comparison(serve: Serve, prompts: str, tmp
 
 def test_ctrl_c_in_the_drills(serve: Serve, prompts: str, tmp_path: Path) -> None:
     server = serve(Plan(first_s=0.002))
-    words = ["rehearse", "--url", server.url, "--model", "m", "--workload", prompts, "--rate", "40", "--part", "0.5"]
+    words = ["rehearse", "--url", server.url, "--model", "m", "--workload", prompts, "--rate", "80", "--part", "0.25"]
     words += ["--drill", "contradiction", "--drill", "upstream-500", "--max-slip-ms", "5000", "--out", str(tmp_path)]
     code, out, error = interrupted(server, 75, *words)  # the first drill takes about 65 requests
     assert code == 130, error

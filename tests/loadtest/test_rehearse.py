@@ -40,10 +40,10 @@ def careful(request: dict[str, Any]) -> Plan:
 
 
 def rehearse(server: Server, prompts: str, tmp_path: Path, *words: str) -> tuple[int, dict[str, dict[str, Any]]]:
-    options = ["--url", server.url, "--model", "m", "--workload", prompts, "--rate", "20", "--part", "1"]
+    options = ["--url", server.url, "--model", "m", "--workload", prompts, "--rate", "40", "--part", "0.5"]
     options += [
         "--bad-rate",
-        "12",
+        "30",
         "--max-slip-ms",
         "5000",
         "--timeout",
@@ -81,7 +81,7 @@ def test_bad_input_on_a_server_that_crashes(serve: Serve, prompts: str, tmp_path
 @pytest.mark.parametrize("drill", ["upstream-slow", "upstream-429", "upstream-500", "upstream-cut"])
 def test_faults_in_front_of_the_server(serve: Serve, prompts: str, tmp_path: Path, drill: str) -> None:
     server = serve(Plan(first_s=0.002, pieces=("a", "b", "c")))
-    code, found = rehearse(server, prompts, tmp_path, "--drill", drill, "--part", "1.6")
+    code, found = rehearse(server, prompts, tmp_path, "--drill", drill, "--part", "1")
     assert code == 0 and found[drill]["verdict"] == "passed", found
 
 
@@ -92,8 +92,8 @@ def test_a_stack_that_does_not_hide_its_upstream_fails(serve: Serve, prompts: st
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     words = ["--upstream", server.url, "--proxy-port", str(port), "--drill", "upstream-500"]
-    options = ["--url", f"http://127.0.0.1:{port}/v1", "--model", "m", "--workload", prompts, "--rate", "20"]
-    options += ["--part", "1", "--max-slip-ms", "5000", "--out", str(tmp_path)]
+    options = ["--url", f"http://127.0.0.1:{port}/v1", "--model", "m", "--workload", prompts, "--rate", "40"]
+    options += ["--part", "0.5", "--max-slip-ms", "5000", "--out", str(tmp_path)]
     assert main(["loadtest", "rehearse", *options, *words]) == 1
     drill = json.loads((tmp_path / "rehearse.json").read_text())["drills"][0]
     assert any(text.startswith("NOT: during") for text in drill["evidence"])

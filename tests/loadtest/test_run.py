@@ -106,8 +106,7 @@ def test_warm_up_and_cool_down_are_left_out(serve: Serve, prompts: str) -> None:
 def test_a_dead_server_in_the_middle_of_a_run(serve: Serve, prompts: str) -> None:
     server = Server(Plan(first_s=0.005)).__enter__()
     timer = threading.Timer(0.6, server.__exit__)
-    timer.start()
-    data = run_load(config_for(server, prompts, rate=50, duration_s=1.2)).data
+    data = run_load(config_for(server, prompts, rate=50, duration_s=1.2), on_begin=lambda start: timer.start()).data
     timer.join()
     found = {row["kind"] for row in data["errors_by_kind"]}
     assert found <= {"connect", "reset", "cut"} and "connect" in found
