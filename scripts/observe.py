@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -164,27 +165,31 @@ def wait_for(url: str, timeout_s: float = 60) -> None:
 
 
 def traffic(stack: str, push: str, folder: Path, keys: dict[str, str], args: argparse.Namespace) -> None:
-    """A golden set with its figures pushed; requests that are wrong, too many or the same; a load test."""
+    """A golden set with its figures pushed, beside requests that are wrong, too many or the same; then a load test."""
     environment = {**os.environ, "OPENAI_API_KEY": keys["demo"]}
     run = [*FOVEA, "models", "evaluate", f"{stack}/v1", "--model", NAME, "--golden", "easy-vqa", "--concurrency", "4"]
-    _run([*run, "--limit", str(args.questions), "--out", str(folder / "evaluation")], environment)
+    run += ["--limit", str(args.questions), "--out", str(folder / "evaluation")]
+    with ThreadPoolExecutor() as pool:
+        evaluation = pool.submit(_run, run, environment)
+        pool.submit(odd_requests, stack, keys).result()
+        evaluation.result()
     report = folder / "evaluation" / "report.json"
     _run([sys.executable, str(ROOT / "helm/fovea/files/push.py"), str(report), push, "demo", NAME, "easy-vqa"])
+    load = [*FOVEA, "loadtest", "run", "--url", f"{stack}/v1", "--model", NAME, "--rate", str(args.rate), "--quiet"]
+    load += ["--max-tokens", "8", "--duration", str(args.seconds), "--no-cache-bust", "--max-slip-ms", "20000"]
+    _run([*load, "--api-key-env", "OPENAI_API_KEY", "--out", str(folder / "load")], environment)
+
+
+def odd_requests(stack: str, keys: dict[str, str]) -> None:
+    """Broken pictures, the same question again and again, and a tenant that asks too often; over several scrapes."""
     broken = [{"type": "image_url", "image_url": {"url": "data:,x"}}]
     for _ in range(5):
         for tenant, content in (("demo", broken), ("demo", "the same"), ("small", "too often")):
-            body = {
-                "model": NAME,
-                "messages": [{"role": "user", "content": content}],
-                "max_tokens": 4,
-                "temperature": 0,
-            }
+            message = {"role": "user", "content": content}
+            body = {"model": NAME, "messages": [message], "max_tokens": 4, "temperature": 0}
             headers = {"authorization": f"Bearer {keys[tenant]}"}
             httpx.post(f"{stack}/v1/chat/completions", json=body, headers=headers, timeout=60)
         time.sleep(INTERVAL_S)
-    load = [*FOVEA, "loadtest", "run", "--url", f"{stack}/v1", "--model", NAME, "--rate", str(args.rate), "--quiet"]
-    load += ["--max-tokens", "8", "--duration", str(args.seconds), "--no-cache-bust", "--max-slip-ms", "2000"]
-    _run([*load, "--api-key-env", "OPENAI_API_KEY", "--out", str(folder / "load")], environment)
 
 
 def _run(command: list[str], environment: dict[str, str] | None = None) -> str:
@@ -229,6 +234,23 @@ def alerts(url: str) -> list[dict[str, Any]]:
     return found
 
 
+def verdict(url: str) -> int:
+    """Print what every query of every dashboard finds, and the rules; return how many queries find nothing.
+
+    Raises:
+        CheckFailed: a query or a rule is not one that Prometheus takes.
+    """
+    found = check(url)
+    empty = [row for row in found if not row[3]]
+    for board, panel, query, samples in found:
+        print(f"{board:8s} {panel:34s} {samples:3d} series" + ("" if samples else f"   NOTHING: {query}"))
+    loaded = alerts(url)
+    firing = sorted({rule["name"] for rule in loaded if rule.get("state") == "firing"})
+    print(f"{len(found)} queries, {len(empty)} without an answer")
+    print(f"{len(loaded)} rules, firing: {', '.join(firing) or 'none'}")
+    return len(empty)
+
+
 def grafana(processes: Processes, folder: Path, url: str) -> str | None:
     """Start Grafana with the dashboards, where it is installed, and return its URL."""
     binary = shutil.which("grafana")
@@ -266,14 +288,7 @@ def observe(args: argparse.Namespace, folder: Path, processes: Processes) -> int
     )
     traffic(stack, push, folder, keys, args)
     time.sleep(2 * INTERVAL_S)
-    found = check(url)
-    empty = [row for row in found if not row[3]]
-    for board, panel, query, samples in found:
-        print(f"{board:8s} {panel:34s} {samples:3d} series" + ("" if samples else f"   NOTHING: {query}"))
-    loaded = alerts(url)
-    firing = sorted({rule["name"] for rule in loaded if rule.get("state") == "firing"})
-    print(f"{len(found)} queries, {len(empty)} without an answer")
-    print(f"{len(loaded)} rules, firing: {', '.join(firing) or 'none'}")
+    empty = verdict(url)
     if args.check:
         return 1 if empty else 0
     print(f"\nstack      {stack}/v1, with the key {keys['demo']}\nPrometheus {url}")

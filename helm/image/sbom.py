@@ -4,6 +4,8 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 
 def python_packages() -> list[dict[str, object]]:
@@ -43,7 +45,7 @@ def debian_packages() -> list[dict[str, object]]:
 
 def main() -> int:
     """Print it."""
-    fovea = importlib.metadata.version("fovea")
+    fovea = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["version"]
     component = {"type": "application", "name": "fovea", "version": fovea, "bom-ref": "fovea"}
     bom = {
         "bomFormat": "CycloneDX",

