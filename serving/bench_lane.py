@@ -3,6 +3,8 @@
 Three stacks are served in turn: without a lane, with the window off, and with it on.  Each gets, in the same order:
 
     batch        a closed loop of batch requests that share images and long prefixes; requests/s
+    tight        8 questions about each of many images of 256 x 256 pixels, more than the engine's caches hold, by 512
+                 users; requests/s
     plain        the same with nothing shared; requests/s
     quiet        interactive requests alone; p50 and p99
     busy         the same interactive requests while the batch load runs; p50 and p99
@@ -17,35 +19,39 @@ import asyncio
 import base64
 import io
 import json
-import os
 import random
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-LANES: dict[str, Any] = {"none": None, "off": {"window": "off"}, "on": {"window": "on"}}
+from serving.bench_stack import served
+
+LANES: dict[str, Any] = {
+    "none": None,
+    "off": {"window": "off"},
+    "on": {"window": "on", "window_ms": 1000, "requests": 512},
+}
+BLOCKS = 256
+"""Blocks of the KV cache, of 128 tokens on a CPU: 64 requests of `tight` run, and some 20 images are kept."""
 
 
 def requests_of(kind: str, count: int, seed: int) -> list[dict[str, Any]]:
-    """Return shuffled chat bodies: `batch` shares 16 images and 8 long prefixes, `plain` shares nothing."""
+    """Return shuffled chat bodies: `batch` shares 16 images and 8 long prefixes, `tight` images, `plain` nothing."""
     from PIL import Image
 
     rng = random.Random(seed)
 
+    side = 256 if kind == "tight" else 64
+
     def picture() -> str:
         buffer = io.BytesIO()
-        Image.frombytes("RGB", (64, 64), rng.randbytes(64 * 64 * 3)).save(buffer, "PNG")
+        Image.frombytes("RGB", (8, 8), rng.randbytes(8 * 8 * 3)).resize((side, side), 0).save(buffer, "PNG")
         return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
-    images = [picture() for _ in range(16 if kind == "batch" else count)]
+    images = [picture() for _ in range({"batch": 16, "tight": count // 8}.get(kind, count))]
     prefixes = [" ".join(f"rule {rng.randrange(10**6)}" for _ in range(40)) for _ in range(8)]
     bodies = []
     for number in range(count):
@@ -88,10 +94,10 @@ async def measure(url: str, seed: int, count: int) -> dict[str, float]:
     row: dict[str, float] = {}
     never = asyncio.Event()
     await load(url, requests_of("plain", 60, seed + 1), 8, False, never)  # warm
-    for kind in ("batch", "plain"):
-        bodies = requests_of(kind, count, seed + 2)
+    for kind, users in (("batch", 64), ("tight", 512), ("plain", 64)):
+        bodies = requests_of(kind, 2 * count if kind == "tight" else count, seed + 2)
         began = time.perf_counter()
-        await load(url, bodies, 64, True, never)
+        await load(url, bodies, users, True, never)
         row[f"{kind}_rps"] = len(bodies) / (time.perf_counter() - began)
     for kind in ("quiet", "busy"):
         stop = asyncio.Event()
@@ -107,36 +113,10 @@ async def measure(url: str, seed: int, count: int) -> dict[str, float]:
     return row
 
 
-@contextmanager
-def served(lane: Any, folder: Path) -> Iterator[str]:
-    """Serve the embedded Qwen2.5-VL with this lane and yield its address."""
-    from models.support.errors import CheckFailed
-    from serving.runtime import free_port
-
-    port = free_port()
+def stack_of(lane: Any) -> dict[str, Any]:
+    """Return the embedded Qwen2.5-VL with this lane and caches smaller than what the load `tight` shares."""
     model = {"name": "fovea-qwen", "source": "embedded:qwen2_5_vl", "max_model_len": 2048}
-    stack = {"listen": {"port": port}, "models": [model], "lane": lane}
-    path = folder / "stack.yaml"
-    path.write_text(json.dumps(stack))
-    with (folder / "serve.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "fovea.py"), "serve", str(path), "--json"],
-            stdout=subprocess.PIPE, stderr=log, start_new_session=True, text=True,
-        )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if json.loads(line).get("ready"):
-                break
-        else:
-            raise CheckFailed("the stack did not start", field=str(path), fix=f"read {folder / 'serve.log'}")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(90)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+    return {"models": [model | {"engine_args": {"num_gpu_blocks_override": BLOCKS}}], "lane": lane}
 
 
 def main() -> int:
@@ -148,14 +128,16 @@ def main() -> int:
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in LANES}
     for number in range(args.rounds):
         for name in LANES if number % 2 == 0 else reversed(LANES):
-            with tempfile.TemporaryDirectory() as folder, served(LANES[name], Path(folder)) as url:
-                rows[name].append(asyncio.run(measure(url, 100 * number, args.requests)))
+            with tempfile.TemporaryDirectory() as folder, served(stack_of(LANES[name]), Path(folder)) as stack:
+                rows[name].append(asyncio.run(measure(stack.url, 100 * number, args.requests)))
+                print(name, rows[name][-1], file=sys.stderr, flush=True)
     medians = {
         name: {field: round(statistics.median(row[field] for row in found), 2) for field in found[0]}
         for name, found in rows.items()
     }
     ratios = {
         "batch_on_vs_off": medians["on"]["batch_rps"] / medians["off"]["batch_rps"],
+        "tight_on_vs_off": medians["on"]["tight_rps"] / medians["off"]["tight_rps"],
         "plain_on_vs_off": medians["on"]["plain_rps"] / medians["off"]["plain_rps"],
         **{f"p99_busy_vs_quiet_{name}": m["busy_p99_ms"] / m["quiet_p99_ms"] for name, m in medians.items()},
     }

@@ -2,8 +2,8 @@
 
 The header `x-fovea-lane` (`interactive`, `batch`) decides, else `service_tier: flex`, else the key's own lane.  The
 order in the engine is that of vLLM's priority scheduler, by a due time: an interactive request is due when it comes, a
-batch request `age_s` later.  So batch work yields to interactive work, but no longer than that: nothing starves.  A
-client's own `priority` is replaced.
+batch request `age_s` later.  Before that, batch requests wait until no interactive one is inside (`serving.lane`).  So
+batch work yields to interactive work, but not for ever: nothing starves.  A client's own `priority` is replaced.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ class InLane:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = api_path(scope) if scope["type"] == "http" else ""
-        if path not in WITH_PRIORITY or scope["method"] != "POST" or content_type(scope) in FORMS:
+        if scope["type"] != "http" or scope["method"] != "POST" or "fovea.canary" in scope:
             await self.app(scope, receive, send)
             return
         exchange = exchange_of(scope)
-        if not exchange.body:
-            await self.app(scope, receive, send)
+        if path not in WITH_PRIORITY or content_type(scope) in FORMS or not exchange.body:
+            with self.window.places.interactively():
+                await self.app(scope, receive, send)
             return
         body = exchange.json()
         batch = lane_of(scope, exchange, body) == "batch"
@@ -56,7 +57,8 @@ class InLane:
         if path != CHAT:  # chat is answered from the parsed body
             exchange.replace_body(body)
         if not batch:
-            await self.app(scope, receive, send)
+            with self.window.places.interactively():
+                await self.app(scope, receive, send)
             return
         image = exchange.pictures[0].digest if exchange.pictures else ""
         text = text_of(body)

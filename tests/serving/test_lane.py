@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from serving.exchange import exchange_of
-from serving.lane import START, Lane, Waiter, Window, text_of
+from serving.lane import START, Lane, Places, Waiter, Window, text_of
 from serving.layers import build_layers, layers_of, stop_layers
 from serving.layers.lane import InLane
 from serving.stack import Stack
@@ -143,7 +146,7 @@ async def test_only_so_many_are_in_the_engine() -> None:
     await asyncio.sleep(0.02)
     assert len(house.bodies) == 2
     assert (await asyncio.wait_for(asyncio.shield(released(house, tasks)), 10)) == [200] * 5
-    assert house.layer.window.slots._value == 2
+    assert house.layer.window.places.used == 0
     await stop_layers(house.app)
 
 
@@ -166,7 +169,7 @@ async def test_a_client_that_leaves_gives_its_place_back(when: str) -> None:
     if when == "in the window":
         await until(lambda: len(house.layer.window.waiting) == 1)
     elif when == "on its way":
-        await until(lambda: not house.layer.window.waiting and house.layer.window.slots._waiters is not None)
+        await until(lambda: not house.layer.window.waiting and len(house.layer.window.places.queue) == 1)
         await asyncio.sleep(0.02)
     else:
         await until(lambda: len(house.bodies) == 1)
@@ -176,10 +179,89 @@ async def test_a_client_that_leaves_gives_its_place_back(when: str) -> None:
     house.hold.set()
     if when == "on its way":
         assert (await first).status == 200
-        await until(lambda: house.layer.window.slots._value == 1)
-    assert house.layer.window.slots._value == 1 and not house.layer.window.waiting
+        await until(lambda: house.layer.window.places.used == 0)
+    assert house.layer.window.places.used == 0 and not house.layer.window.waiting
     assert "gone" not in house.texts() or when == "in the engine"
     await stop_layers(house.app)
+
+
+# batch yields
+
+
+async def test_batch_requests_wait_for_the_last_interactive_one() -> None:
+    house = House(window_ms=1, quiet_ms=30)
+    house.hold = asyncio.Event()
+    tasks = [asyncio.create_task(house.ask(messages=say("interactive")))]
+    await until(lambda: len(house.bodies) == 1)
+    tasks += [asyncio.create_task(house.ask(BATCH, messages=say(f"batch {n}"))) for n in range(3)]
+    tasks += [asyncio.create_task(house.ask(messages=say("another"), path="/v1/completions"))]
+    tasks += [asyncio.create_task(house.ask(path="/v1/responses"))]  # what has no lane is interactive too
+    await until(lambda: len(house.bodies) == 3)
+    await until(lambda: len(house.layer.window.places.queue) == 1)  # the others wait in the group behind the first
+    assert house.layer.window.places.interactive == 3 and house.layer.window.places.used == 0
+    began = asyncio.get_running_loop().time()
+    assert await released(house, tasks) == [200] * 6
+    assert asyncio.get_running_loop().time() - began >= 0.03
+    assert all(text.startswith("batch") for text in house.texts()[3:]) and len(house.bodies) == 6
+    await stop_layers(house.app)
+
+
+async def test_a_batch_request_that_has_waited_long_goes_in_beside() -> None:
+    house = House(window_ms=1, age_s=0.05, beside=2, inside=8)
+    house.hold = asyncio.Event()
+    with house.layer.window.places.interactively():
+        tasks = [asyncio.create_task(house.ask(BATCH, messages=say(f"batch {n}"))) for n in range(5)]
+        await until(lambda: len(house.bodies) == 2)
+        await asyncio.sleep(0.05)
+        assert len(house.bodies) == 2  # no more than that at once
+        house.hold.set()
+        assert {answer.status for answer in await asyncio.gather(*tasks)} == {200}
+    assert house.layer.window.places.used == 0
+    await stop_layers(house.app)
+
+
+@pytest.mark.parametrize(("section", "seen"), [({"yields": False}, 1), ({}, 0)])
+async def test_yielding_can_be_switched_off(section: Any, seen: int) -> None:
+    house = House(window="off", **section)
+    with house.layer.window.places.interactively():
+        task = asyncio.create_task(house.ask(BATCH))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert len(house.bodies) == seen
+    assert (await task).status == 200
+    await stop_layers(house.app)
+
+
+@given(st.lists(st.sampled_from(["take", "give", "cancel", "in", "out"]), max_size=40), st.integers(1, 3))
+async def test_places_are_never_lost(steps: list[str], inside: int) -> None:
+    places = Places(Lane(inside=inside, quiet_ms=0, age_s=1000))
+    tasks: list[asyncio.Task[None]] = []
+    held: list[Any] = []
+    for step in steps:
+        if step == "take":
+            tasks.append(asyncio.create_task(places.take(0.0 if len(tasks) % 2 else time.monotonic())))
+        elif step == "cancel" and tasks:
+            tasks[len(tasks) // 2].cancel()
+        elif step == "in":
+            held.append(places.interactively())
+            held[-1].__enter__()
+        elif step == "out" and held:
+            held.pop().__exit__(None, None, None)
+        elif step == "give" and (done := [task for task in tasks if task.done() and not task.cancelled()]):
+            tasks.remove(done[0])
+            places.give()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert places.used == sum(task.done() and not task.cancelled() for task in tasks) <= inside
+    for one in held:
+        one.__exit__(None, None, None)
+    while tasks:  # whoever waits comes in when the others leave
+        await asyncio.sleep(0.001)
+        for task in [task for task in tasks if task.done()]:
+            tasks.remove(task)
+            if not task.cancelled():
+                places.give()
+    assert places.used == 0 and not places.queue
 
 
 # auto
