@@ -12,10 +12,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from models.evaluation.answers import Answer
 from models.evaluation.compare import read_evaluation
+from models.evaluation.context import command
+from models.evaluation.page import card_grid
 from models.evaluation.run import evaluate, settings_of
 from models.evaluation.score import is_right
 from models.evaluation.settings import EvaluationSettings
@@ -23,7 +26,8 @@ from models.evaluation.target import is_version, served_version
 from models.golden import GoldenItem, load_golden, normalize
 from models.stats import bootstrap_mean, wilson
 from models.support.errors import CheckFailed, UsageError
-from models.support.files import write_json
+from models.support.files import atomic_write, write_json
+from models.support.html import Page, table
 from models.support.terminal import print_json, print_table
 
 Run = Mapping[str, Answer]
@@ -71,6 +75,43 @@ def consistency(items: Sequence[GoldenItem], runs: Mapping[str, Run], *, seed: i
     }
 
 
+def _write_page(
+    path: Path, result: Mapping[str, Any], items: Sequence[GoldenItem], groups: Mapping[str, Mapping[str, Run]]
+) -> None:
+    """Write one HTML page: every figure with its interval, and the answers that were right in one run and not in
+    another, beside their images."""
+    page = Page(f"Consistency of {result['model']}", f"{result['golden']}, {len(items)} items")
+    for name, found in result["groups"].items():
+        about = f"at temperature {result['temperature']:g}" if name == "repeats" else "; ".join(result["variants"])
+        page.section(f"{name.capitalize()}: {found['runs']} runs", about)
+        rows = [[text, _figure(found[key]), found[key]["n"]] for key, text in FIGURES.items()]
+        rows += [[f"accuracy, {run}", _figure(figure), figure["n"]] for run, figure in found["accuracy"].items()]
+        rows.append(["spread of accuracy", f"{100 * found['spread']:.1f} points", ""])
+        page.add(table(["figure", "value (95 % interval)", "n"], rows))
+        cards = []
+        for item in items:
+            wrong = [a for run in groups[name].values() if (a := run.get(item.id)) and not is_right(item, a)]
+            if 0 < len(wrong) < len(groups[name]):
+                cards.append((item, wrong[0]))
+        page.text(f"{len(cards)} items are right in one run and wrong in another; a wrong answer of each, at most 24.")
+        page.add(card_grid(cards[:24]))
+    page.code(" ".join(result["command"]))
+    with atomic_write(path) as file:
+        file.write(page.render())
+
+
+FIGURES = {
+    "same_answer": "one and the same answer in all runs",
+    "agreement": "two runs agree, mean over items",
+    "flips": "right in one run and wrong in another",
+    "majority": "the most frequent answer is right",
+}
+
+
+def _figure(figure: Mapping[str, Any]) -> str:
+    return f"{100 * figure['value']:.1f} % ({100 * figure['low']:.1f} to {100 * figure['high']:.1f})"
+
+
 def _text(answer: Answer | None, index: int) -> str:
     if answer is None or answer.text is None:
         return f"\0no answer in run {index}"
@@ -96,6 +137,7 @@ def _ask_again(args: argparse.Namespace, base: EvaluationSettings) -> int:
     }
     wordings = {f"wording-{i}": replace(base, prompt=text) for i, text in enumerate(args.variant, 1)}
     answers: dict[str, Run] = {}
+    wall_s = 0.0
     left = base.max_usd  # one spend limit for all runs together
     for name, settings in {**repeats, **wordings}.items():
         report = evaluate(replace(settings, out=base.out / name, max_usd=left))
@@ -104,6 +146,7 @@ def _ask_again(args: argparse.Namespace, base: EvaluationSettings) -> int:
         if left is not None:
             left -= Decimal(report["run"]["spent_usd"])
         answers[name] = read_evaluation(base.out / name).answers
+        wall_s += report["run"]["wall_s"]
     items = load_golden(base.golden).sample(base.limit, base.seed)
     first = {"repeat-0": answers["repeat-0"]}
     groups = {
@@ -115,11 +158,16 @@ def _ask_again(args: argparse.Namespace, base: EvaluationSettings) -> int:
         "kind": "consistency",
         "model": base.target,
         "golden": base.golden,
+        **{name: report[name] for name in ("target", "seed", "versions", "hardware")},
+        "golden_digest": report["golden"]["digest"],
+        "command": command(),
+        "wall_s": round(wall_s, 3),
         "temperature": args.temperature,
         "variants": args.variant,
         "groups": found,
     }
     write_json(base.out / "consistency.json", result)
+    _write_page(base.out / "consistency.html", result, items, groups)
     if args.json:
         print_json(result)
         return 0

@@ -65,6 +65,9 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert fovea.main([*command, "--out", str(tmp_path)]) == 0
         report = json.loads(capsys.readouterr().out)
         assert report == json.loads((tmp_path / "consistency.json").read_text())
+        assert report["seed"] == 0 and report["versions"] and report["hardware"] and report["golden_digest"]
+        page = (tmp_path / "consistency.html").read_text()
+        assert "Wordings: 2 runs" in page and "Please: {question}" in page and page.count("data:image/png") == 24
         assert report["groups"]["repeats"]["same_answer"]["value"] == 1
         assert report["groups"]["wordings"]["same_answer"]["value"] == 0
         assert report["groups"]["wordings"]["flips"]["value"] == 1
