@@ -18,6 +18,7 @@ from models.evaluation.context import command, hardware, versions
 from models.support.errors import FoveaError
 from models.support.files import write_json
 from quantize import artifact
+from quantize.bench_kernels import kernels, print_kernels
 from quantize.bench_make import make, say
 from quantize.bench_speed import speed
 from quantize.bench_stack import ROOT, load, stack
@@ -117,6 +118,8 @@ def _known(path: Path) -> list[dict[str, Any]]:
 
 def print_tables(result: dict[str, Any]) -> None:
     """Print all tables as Markdown."""
+    if "kernels" in result:
+        print_kernels(result["kernels"])
     if "speed" in result:
         sizes = result["speed"]["sizes"]
         print("| path | batch | checkpoint | tokens/s | of bf16 (range over rounds) |\n|---|---|---|---|---|")
@@ -159,7 +162,7 @@ def _figure(found: dict[str, Any], digits: int) -> str:
 def main() -> int:
     """Parse the command line, measure, print and keep the result."""
     parser = argparse.ArgumentParser(prog="make bench-quantize", description=__doc__)
-    parser.add_argument("--part", choices=("speed", "accuracy", "load", "all"), default="all")
+    parser.add_argument("--part", choices=("kernels", "speed", "accuracy", "load", "all"), default="all")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--stack", action="store_true", help="measure decode speed with the whole stack in front, too")
@@ -173,6 +176,7 @@ def main() -> int:
         "command": command(),
     }
     parts = {
+        "kernels": kernels,
         "speed": lambda: speed(args.out, args.rounds, args.batch, args.stack),
         "accuracy": lambda: accuracy(args.out, args.limit),
         "load": lambda: load_tested(args.out),

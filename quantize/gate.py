@@ -60,7 +60,7 @@ class GateSettings:
         if price is not None and not 0 < price <= 1e6:
             raise UsageError("must be dollars, above 0", field="usd-per-hour", value=price, fix="write it like 3.99")
         if self.slo_ms is not None and not 0 < self.slo_ms <= 1e7:
-            raise UsageError("must be milliseconds, above 0", field="slo-ms", value=self.slo_ms, fix="500")
+            raise UsageError("must be milliseconds, above 0", field="slo-ms", value=self.slo_ms, fix="like 500")
         self.evaluation("http://127.0.0.1", "parent", self.out)  # its limits are ours
 
     @property

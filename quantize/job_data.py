@@ -29,7 +29,9 @@ def prepare(request: JobRequest, device: Any, say: Callable[..., None]) -> tuple
         processor = AutoProcessor.from_pretrained(request.model)
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"has no usable processor: {reason}", field="model", value=str(request.model)) from error
+        fix = "copy the family's processor and tokenizer files into the checkpoint"
+        where = str(request.model)
+        raise UsageError(f"has no usable processor: {reason}", field="model", value=where, fix=fix) from error
     if not getattr(processor, "chat_template", None):
         fix = "add the family's chat_template.jinja to the checkpoint"
         raise UsageError("has no chat template", field="model", value=str(request.model), fix=fix)
