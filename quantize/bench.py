@@ -28,6 +28,7 @@ from quantize.gate import GateSettings, run_gate
 from quantize.hardware import find_machine
 from quantize.run import checkpoint_folder
 
+PARTS = {"kernels": ("kernels",), "speed": ("speed",), "accuracy": ("accuracy", "load")}
 FAMILIES = ("qwen2_5_vl", "paligemma")
 ACCURACY = (("w8a8", "gptq"), ("w4a16", "gptq"), ("w4a16", "awq"), ("nf4", "rtn"))
 # AWQ's checkpoint has GPTQ's format and kernels: one of them is load-tested
@@ -162,7 +163,7 @@ def _figure(found: dict[str, Any], digits: int) -> str:
 def main() -> int:
     """Parse the command line, measure, print and keep the result."""
     parser = argparse.ArgumentParser(prog="make bench-quantize", description=__doc__)
-    parser.add_argument("--part", choices=("kernels", "speed", "accuracy", "load", "all"), default="all")
+    parser.add_argument("--part", choices=(*PARTS, "all"), default="all")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--stack", action="store_true", help="measure decode speed with the whole stack in front, too")
@@ -175,15 +176,14 @@ def main() -> int:
         "hardware": hardware() | {"kind": find_machine("here")},
         "command": command(),
     }
-    parts = {
+    measures = {
         "kernels": kernels,
         "speed": lambda: speed(args.out, args.rounds, args.batch, args.stack),
         "accuracy": lambda: accuracy(args.out, args.limit),
         "load": lambda: load_tested(args.out),
     }
-    for name, measure in parts.items():
-        if args.part in (name, "all"):
-            result[name] = measure()
+    for name in (n for part in (PARTS if args.part == "all" else [args.part]) for n in PARTS[part]):
+        result[name] = measures[name]()
     write_json(args.out / f"report-{args.part}.json", result)
     print_tables(result)
     say(f"kept in {args.out}")

@@ -122,7 +122,7 @@ def check_method(method: str, architecture: str) -> None:
 def check_engine(scheme: Scheme) -> None:
     """Find out before the work that this environment's vLLM could not load the scheme.  Raises UsageError."""
     if scheme.tool == "bitsandbytes" and importlib.util.find_spec("vllm_bnb_plugin") is None:
-        fix = "pip install --no-deps vllm-bnb-plugin==0.0.3 into the serving environment"
+        fix = "run make setup: the plugin is in its lock"
         raise UsageError("vLLM 0.29 loads it by a plugin that is not here", field="scheme", value=scheme.name, fix=fix)
 
 
