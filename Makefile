@@ -4,7 +4,7 @@
 .DELETE_ON_ERROR:
 PY := .venv/bin/python
 
-.PHONY: help setup setup-quantize demo test lint observe bench bench-loadtest bench-layers bench-quantize demo-distill prove-distill prove lock clean distclean
+.PHONY: help setup setup-quantize demo test lint observe bench bench-loadtest bench-layers bench-affinity drill soak bench-quantize demo-distill prove-distill prove lock clean distclean
 
 help: ## list the targets (the default)
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \t\2/p' Makefile | expand -t 24
@@ -44,6 +44,15 @@ bench-loadtest: setup ## the load generator against a fixed answer
 bench-layers: setup ## what each layer costs by itself, and what the batch lane is worth
 	@$(PY) -m serving.bench_layers $(ARGS)
 	@$(PY) -m serving.bench_lane
+
+bench-affinity: setup ## what it is worth that requests with one image go to one replica
+	@$(PY) -m serving.bench_affinity $(ARGS)
+
+drill: setup ## kill replica, engine, proxy and Valkey under load, fill the disk; what clients saw
+	@$(PY) -m serving.drill $(ARGS)
+
+soak: setup ## half an hour of load on every layer: is the memory flat
+	@$(PY) -m serving.soak $(ARGS)
 
 bench-quantize: setup setup-quantize ## each quantization scheme: size, decode speed, accuracy through the gate
 	@$(PY) -m quantize.bench $(ARGS)
