@@ -129,6 +129,23 @@ SERVICE = (
         "Tokens per image",
         [("mean", share(rate(f"fovea_image_tokens_total{{{WHO}}}"), rate(f"fovea_images_total{{{WHO}}}")))],
     ),
+    Panel(
+        "Oldest batch that is not done",
+        [
+            (
+                "{{model}}",
+                f"(time() - max by (model) (fovea_batch_oldest_seconds{{{WHO}}}))"
+                f" * (max by (model) (fovea_batch_oldest_seconds{{{WHO}}}) > bool 0)",
+            )
+        ],
+        "s",
+    ),
+    Panel(
+        "Last key of a tenant ends in",
+        [("{{tenant}}", f"min by (tenant) (fovea_keys_end_seconds{{{STACK}}}) - time()")],
+        "s",
+        text="Tenants with a key that does not end are not here.",
+    ),
     Panel("Replicas", [("serving", f"count(process_start_time_seconds{{{PROCESS}}})")]),
     Panel("Replica memory", [("{{replica}}", f"process_resident_memory_bytes{{{PROCESS}}}")], "bytes"),
     Panel("Replica CPU", [("{{replica}}", f"rate(process_cpu_seconds_total{{{PROCESS}}}{RATE})")]),

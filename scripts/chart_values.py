@@ -129,6 +129,8 @@ class Slo(Closed):
     kvUsage: float = Field(0.9, gt=0, le=1, description="Share of the KV cache that is too much for long.")
     accuracyDrop: float = Field(0.05, gt=0, lt=1, description="Drop of golden accuracy in a week, as a share.")
     latencyJump: float = Field(0.5, gt=0, description="Rise of P95 against the day before, as a share.")
+    expiryDays: float = Field(14, gt=0, description="Days before the last key of a tenant, or the certificate, ends.")
+    batchHours: float = Field(12, gt=0, description="Hours after which a batch that is not done is late.")
     spendJump: float = Field(1.0, gt=0, description="Rise of dollars per hour against a week ago, as a share.")
 
 
@@ -139,6 +141,9 @@ class Rules(Closed):
     labels: Labels = Field(default_factory=dict, description="Labels that the Prometheus selects by.")
     runbooks: str = Field(
         "docs/runbooks", min_length=1, description="Address of the folder with the runbooks, for the alerts' links."
+    )
+    certificate: str = Field(
+        "", description="cert-manager Certificate of the route, in the release's namespace; empty: no alert for it."
     )
     slo: Slo = Field(default_factory=Slo, description="Thresholds.")
 

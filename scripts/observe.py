@@ -76,13 +76,16 @@ def stack_file(folder: Path) -> tuple[Path, dict[str, str]]:
         "identify": {"keys": str(folder / "keys.db"), "tenants": tenants, "open_metrics": True},
         "admit": {},
         "recall": {},
+        "batches": {"folder": str(folder / "batches")},
         "money": {**TARIFF, "journal": str(folder / "journal")},
     }
     path = folder / "stack.yaml"
     path.write_text(yaml.safe_dump(stack))
     keys = {}
     for tenant in tenants:
-        made = _run([*FOVEA, "keys", "create", "--tenant", tenant["name"], "--stack", str(path), "--json"])
+        made = _run(
+            [*FOVEA, "keys", "create", "--tenant", tenant["name"], "--expires", "30d", "--stack", str(path), "--json"]
+        )
         keys[tenant["name"]] = json.loads(made)["key"]
     return path, keys
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import re
 import secrets
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -129,3 +131,12 @@ def open_keys(location: str) -> KeyStore:
     from serving.keys_sqlite import SqliteKeys
 
     return SqliteKeys(location)
+
+
+def last_ends(keys: Iterable[Key], now: float) -> dict[str, float]:
+    """Return when each tenant's last active key ends; tenants with one that does not end are not in it."""
+    ends: dict[str, float] = {}
+    for key in keys:
+        if key.state(now) == "active":
+            ends[key.tenant] = max(ends.get(key.tenant, 0.0), math.inf if key.expires is None else key.expires)
+    return {tenant: end for tenant, end in ends.items() if end < math.inf}

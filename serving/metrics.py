@@ -10,7 +10,7 @@ import time
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 if TYPE_CHECKING:
     from serving.exchange import Exchange
@@ -83,6 +83,16 @@ class Metrics:
             "fovea_recall_total",
             "Requests by what the cache did: hit, semantic, coalesced, miss, bypass.",
             ["model", "result"],
+        )
+        self.keys_end = Gauge(
+            "fovea_keys_end_seconds",
+            "When the last key of a tenant ends, seconds since 1970; nothing for a tenant with one that does not end.",
+            ["tenant"],
+        )
+        self.oldest_batch = Gauge(
+            "fovea_batch_oldest_seconds",
+            "When the oldest batch that has not ended was made, seconds since 1970; 0: there is none.",
+            ["model"],
         )
         self._models: dict[str, ModelMetrics] = {}
 

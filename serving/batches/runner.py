@@ -21,6 +21,7 @@ import orjson
 from serving.batches.store import Batch, Store, new_id
 from serving.errors import ApiError
 from serving.exchange import KEY, Exchange
+from serving.metrics import METRICS
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message
@@ -82,6 +83,7 @@ class Runner:
                 if time.monotonic() >= next_sweep:
                     await self.call(sweep)
                     next_sweep = time.monotonic() + SWEEP_S
+                await self._report()
                 batch = await self.call(lambda: claim(self.model, self.holder, self.section.lease_s))
                 if batch is None:
                     await asyncio.sleep(POLL_S)
@@ -91,6 +93,12 @@ class Runner:
                 logger.exception("the batches cannot go on")
                 await asyncio.sleep(max(POLL_S, self.section.lease_s / 3))
 
+    async def _report(self) -> None:
+        """Say in the metrics since when the oldest batch waits."""
+        assert self.store is not None
+        oldest = self.store.oldest
+        METRICS.oldest_batch.labels(self.model).set(await self.call(lambda: oldest(self.model)))
+
     async def _hold(self, batch: Batch) -> None:
         """Run a batch as long as it is ours."""
         assert self.store is not None
@@ -99,6 +107,7 @@ class Runner:
         try:
             while not work.done():
                 await asyncio.wait((work,), timeout=self.section.lease_s / 3)
+                await self._report()
                 mine = await self.call(lambda: store.renew(batch.id, self.holder, self.section.lease_s))
                 if not mine and not work.done():
                     logger.warning("batch %s is somebody else's by now", batch.id)

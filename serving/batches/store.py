@@ -226,6 +226,11 @@ class Store:
             self.database.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", (row[0], holder, now + lease_s))
         return _batch(row)
 
+    def oldest(self, model: str) -> float:
+        """Return when the oldest batch of a model that has not ended was made, seconds since 1970; 0: there is none."""
+        text = f"SELECT MIN(created) FROM batches WHERE model = ? AND status IN {RUNNING}"
+        return float(self.database.execute(text, (model,)).fetchone()[0] or 0.0)
+
     def renew(self, batch_id: str, holder: str, lease_s: float) -> bool:
         """Keep a batch; return False when somebody else has it."""
         with self.database:

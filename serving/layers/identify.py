@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from models.support.errors import UsageError
 from serving.errors import ApiError, StoreDown
 from serving.exchange import api_path, exchange_of
-from serving.keys import NOBODY, ROLES, Key, KeyStore, Permission, open_keys, split_key
+from serving.keys import NOBODY, ROLES, Key, KeyStore, Permission, last_ends, open_keys, split_key
+from serving.metrics import METRICS
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -148,6 +149,9 @@ class Ring:
         self.good = time.monotonic()
         if found is not None:
             self.version, self.keys = found
+            METRICS.keys_end.clear()
+            for tenant, end in last_ends(self.keys.values(), time.time()).items():
+                METRICS.keys_end.labels(tenant).set(end)
 
     async def identity(self, text: str) -> Identity:
         """Return who a key belongs to.

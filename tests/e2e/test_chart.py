@@ -47,6 +47,7 @@ def values(valkey: int, collector: str) -> dict[str, Any]:
             "identify": {"keys": f"{store}/0", "tenants": tenants, "open_metrics": True},
             "admit": {"store": f"{store}/1"},
             "recall": {},
+            "batches": {"folder": "/data/batches"},
             "money": {**observe.TARIFF, "journal": "/data/journal"},
             "traces": {"endpoint": collector, "share": 0},
         },
@@ -109,7 +110,7 @@ class Cluster:
         found = {}
         for tenant in ("demo", "small"):
             command = [sys.executable, str(ROOT / "fovea.py"), "keys", "create", "--tenant", tenant, "--json"]
-            command += ["--stack", str(self.folder / "stack.yaml")]
+            command += ["--expires", "30d", "--stack", str(self.folder / "stack.yaml")]
             made = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
             assert made.returncode == 0, made.stderr
             found[tenant] = str(json.loads(made.stdout)["key"])
@@ -299,7 +300,7 @@ def test_a_callers_trace_goes_through_the_layers_into_the_engine(served: Served)
     assert {span.trace_id.hex() for span in collector.spans} == {TRACE}, "no other request is traced"
     path = collector.path("llm_request")
     assert path[0] == "POST /v1/chat/completions" and path[-2:] == ["engine", "llm_request"]
-    assert path[1:-2] == ["identify", "admit", "count", "look", "quota", "screen", "recall"]
+    assert path[1:-2] == ["identify", "batchesapi", "admit", "count", "look", "quota", "screen", "recall"]
 
 
 def test_updates_lose_no_request_and_leave_alone_what_they_need_not_touch(served: Served) -> None:

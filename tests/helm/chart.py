@@ -30,6 +30,7 @@ EVERYTHING: dict[str, Any] = {
         ],
         "money": {"usd_per_hour": "0.5", "capacity_rps": 4, "journal": "/data/journal"},
         "recall": {},
+        "batches": {"folder": "/data/batches"},
         "traces": {"endpoint": "http://collector.tracing:4318/v1/traces"},
     },
     "autoscaling": [{"model": "two", "maxReplicas": 3}, {"model": "front", "minReplicas": 2, "maxReplicas": 3}],
@@ -113,7 +114,7 @@ EVERYTHING: dict[str, Any] = {
     "podAnnotations": {"note": "x"},
     "observability": {
         "podMonitor": {"enabled": True, "keySecret": {"name": "metrics"}},
-        "rules": {"enabled": True},
+        "rules": {"enabled": True, "certificate": "vision"},
         "dashboards": {"enabled": True},
     },
     "evaluation": {"enabled": True, "pushgateway": "http://pushgateway:9091", "reports": {"enabled": True}},

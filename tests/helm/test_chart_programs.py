@@ -53,7 +53,7 @@ def server(answer: Answer) -> Iterator[str]:
 def run(program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run one of the programs, isolated: the standard library has to do."""
     command = [sys.executable, "-I", str(FILES / program), *arguments]
-    env = {"PATH": os.environ["PATH"], **environment}
+    env = {"PATH": os.environ["PATH"], "EVERY_S": "0.05", **environment}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=60)
 
 

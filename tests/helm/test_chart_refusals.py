@@ -144,9 +144,19 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
         change({"stack": {"recall": {"store": "answers.db"}}}),
         ["stack.recall.store", "memory"],
     ),
-    "batches nowhere": (change({"stack": {"batches": {}}}), ["stack.batches.folder", '"batches"', "/data/"]),
+    "batches nowhere": (
+        change({"stack": {"batches": {"folder": "batches"}}}),
+        ["stack.batches.folder", '"batches"', "/data/"],
+    ),
     "journal without volume": (
-        change({"dataVolume": {"enabled": False}, "registry": "", "jobs": {"quantize": [], "distill": []}}),
+        change(
+            {
+                "dataVolume": {"enabled": False},
+                "registry": "",
+                "jobs": {"quantize": [], "distill": []},
+                "stack": {"batches": None},
+            }
+        ),
         ["stack.money.journal", "dataVolume"],
     ),
     "valkey without password": (change({"valkey": {"password": {"name": ""}}}), ["valkey.password.name", "missing"]),

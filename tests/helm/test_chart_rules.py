@@ -20,6 +20,9 @@ SECONDS = 'fovea_request_seconds_bucket{stack="s",model="one",route="/v1/chat/co
 ENGINE = 'vllm:%s{stack="s",model_name="one",replica="%s"}'
 ERRORS = 'fovea_errors_total{stack="s",model="one",route="/v1/chat/completions",kind="%s"}'
 LOST = 'fovea_journal_lost_total{stack="s",model="one"}'
+KEYS = 'fovea_keys_end_seconds{stack="s",tenant="%s",replica="a"}'
+CERTIFICATE = 'certmanager_certificate_expiration_timestamp_seconds{namespace="vision",name="%s"}'
+BATCH = 'fovea_batch_oldest_seconds{stack="s",model="one",replica="a"}'
 USD = 'fovea_usd_total{stack="s",model="one",tenant="shop"}'
 GOLDEN = 'fovea_golden_%s{stack="s",model="one",golden="easy-vqa",pod="%s"}'
 STARTED = 'process_start_time_seconds{stack="s",replica="%s"}'
@@ -141,6 +144,16 @@ CASES: list[tuple[str, str, dict[str, str], str, int]] = [
         "10150m",
         0,
     ),
+    ("FoveaKeysEnd", "in a week", {KEYS % "shop": "604800x120"}, "90m", 1),
+    ("FoveaKeysEnd", "one of two tenants", {KEYS % "shop": "604800x120", KEYS % "far": "9e9x120"}, "90m", 1),
+    ("FoveaKeysEnd", "in a year", {KEYS % "shop": "31536000x120"}, "90m", 0),
+    ("FoveaKeysEnd", "never", UP, "90m", 0),
+    ("FoveaCertificateEnds", "in a week", {CERTIFICATE % "vision": "604800x120"}, "90m", 1),
+    ("FoveaCertificateEnds", "another one", {CERTIFICATE % "other": "604800x120"}, "90m", 0),
+    ("FoveaCertificateEnds", "in a year", {CERTIFICATE % "vision": "31536000x120"}, "90m", 0),
+    ("FoveaBatchBacklog", "since the morning", {BATCH: "60x900"}, "800m", 1),
+    ("FoveaBatchBacklog", "done after an hour", {BATCH: "60x60 0x900"}, "800m", 0),
+    ("FoveaBatchBacklog", "new ones again and again", {BATCH: "60+60x900"}, "800m", 0),
     ("FoveaEvaluationStale", "three days ago", {GOLDEN % ("finished_seconds", "p"): "0x4400"}, "4320m", 1),
     ("FoveaEvaluationStale", "never", {"up": "1x100"}, "90m", 1),
     ("FoveaEvaluationStale", "every day", {GOLDEN % ("finished_seconds", "p"): "0x1440 86400x2000"}, "2900m", 0),
@@ -186,13 +199,14 @@ def test_alert(
 ) -> None:
     """promtool compares whole alerts, so the number that fires is read from its answer to an empty expectation."""
     minutes = int(when[:-1])
+    every = "10m" if minutes > 2000 else "1m"
     inputs = [{"series": key, "values": value.replace("{n}", str(minutes + 5))} for key, value in series.items()]
     wanted = {"eval_time": when, "alertname": name, "exp_alerts": []}
     case = {"interval": "1m", "input_series": inputs, "alert_rule_test": [wanted]}
     needed = tmp_path / "rules.yaml"
     needed.write_text(yaml.safe_dump({"groups": [{"name": "needed", "rules": [*needs(rules, name)]}]}))
     path = tmp_path / "test.yaml"
-    path.write_text(yaml.safe_dump({"rule_files": [str(needed)], "evaluation_interval": "1m", "tests": [case]}))
+    path.write_text(yaml.safe_dump({"rule_files": [str(needed)], "evaluation_interval": every, "tests": [case]}))
     done = promtool("test", "rules", str(path))
     text = done.stdout + done.stderr
     assert (done.returncode != 0) is (count > 0), f"{what}: {text[-2000:]}"
@@ -221,9 +235,13 @@ def test_every_alert_has_a_runbook_with_the_four_parts(rules: Path) -> None:
 
 def test_rules_are_for_what_the_stack_has() -> None:
     """No money section and no evaluation: no alerts about them."""
-    values = merged(VALUES, {"stack": {"money": None}, "evaluation": {"enabled": False}})
+    nothing = {"money": None, "batches": None, "identify": None, "recall": None, "listen": {"public": True}}
+    rules = {"rules": {"certificate": ""}}
+    values = merged(VALUES, {"stack": nothing, "evaluation": {"enabled": False}, "observability": rules})
     text = yaml.safe_dump(one(render(values), "PrometheusRule"))
-    assert "fovea_usd" not in text and "golden" not in text and "journal" not in text and "fovea_requests_total" in text
+    assert "fovea_requests_total" in text
+    for word in ("fovea_usd", "golden", "journal", "batch", "keys_end", "certificate", "store_down"):
+        assert word not in text, word
 
 
 def test_every_dashboard_query_parses(tmp_path: Path) -> None:

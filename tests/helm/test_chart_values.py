@@ -72,6 +72,8 @@ OTHER: dict[str, dict[str, Any]] = {
         "rules.labels": {"a": "b"}, "rules.runbooks": "https://runbooks", "rules.slo.availability": 0.9,
         "rules.slo.p95Seconds": 77, "rules.slo.queuePerReplica": 77, "rules.slo.kvUsage": 0.77,
         "rules.slo.accuracyDrop": 0.77, "rules.slo.latencyJump": 0.77, "rules.slo.spendJump": 0.77,
+        "rules.slo.expiryDays": 77, "rules.slo.batchHours": 77,
+        "rules.certificate": "other",
         "dashboards.enabled": False, "dashboards.labels": {"a": "b"}, "dashboards.folder": "Other",
     },
     "evaluation": {

@@ -54,7 +54,7 @@ def main() -> int:
             if time.monotonic() > deadline:
                 print(f"{base} does not answer: {said}")
                 return 1
-        time.sleep(2)
+        time.sleep(float(os.environ.get("EVERY_S", "2")))
     print(f"{model} answers: {text!r}")
     return 0 if text and text.strip() else 1
 

@@ -1,10 +1,12 @@
 """Wait until a RayService has taken its newest spec in and serves it: `wait.py API NAMESPACE NAME SECONDS`.
 
 Ready means: KubeRay has seen the newest generation, its condition Ready is true, no upgrade is in progress, and every
-application that the cluster in charge reports is RUNNING.  Standard library only; API is the Kubernetes API's address.
+application that the cluster in charge reports is RUNNING.  EVERY_S in the environment: seconds between two looks (2).
+Standard library only; API is the Kubernetes API's address.
 """
 
 import json
+import os
 import ssl
 import sys
 import time
@@ -33,7 +35,7 @@ def state(service: dict) -> str:
 
 
 def main() -> int:
-    """Ask every two seconds."""
+    """Ask until it is, or time is up."""
     api, namespace, name, seconds = sys.argv[1:5]
     headers, context = {}, None
     if (ACCOUNT / "token").exists():
@@ -56,7 +58,7 @@ def main() -> int:
         if time.monotonic() > deadline:
             print(f"not ready after {seconds} s")
             return 1
-        time.sleep(2)
+        time.sleep(float(os.environ.get("EVERY_S", "2")))
 
 
 if __name__ == "__main__":

@@ -70,6 +70,24 @@ groups:
             "for" "2m"
             "text" "{{ $labels.model }}: requests fail because a store does not answer ({{ $labels.kind }})") | nindent 6 }}
       {{- end }}
+      {{- if .Values.stack.identify }}
+      {{- include "fovea.alert" (dict "root" . "name" "FoveaKeysEnd" "runbook" "expiry" "severity" "warning"
+            "expr" (printf "min by (tenant) (fovea_keys_end_seconds{STACK}) - time() < %v * 86400" $slo.expiryDays)
+            "for" "1h"
+            "text" "the last key of {{ $labels.tenant }} ends in {{ $value | humanizeDuration }}") | nindent 6 }}
+      {{- end }}
+      {{- with .Values.observability.rules.certificate }}
+      {{- include "fovea.alert" (dict "root" $ "name" "FoveaCertificateEnds" "runbook" "expiry" "severity" "warning"
+            "expr" (printf "min(certmanager_certificate_expiration_timestamp_seconds{namespace=%q,name=%q}) - time() < %v * 86400" $.Release.Namespace . $slo.expiryDays)
+            "for" "1h"
+            "text" (printf "the certificate %s ends in {{ $value | humanizeDuration }}" .)) | nindent 6 }}
+      {{- end }}
+      {{- if kindIs "map" .Values.stack.batches }}
+      {{- include "fovea.alert" (dict "root" . "name" "FoveaBatchBacklog" "runbook" "batches" "severity" "warning"
+            "expr" (printf "time() - (max by (model) (fovea_batch_oldest_seconds{STACK}) > 0) > %v * 3600" $slo.batchHours)
+            "for" "10m"
+            "text" "{{ $labels.model }}: the oldest batch is not done after {{ $value | humanizeDuration }}") | nindent 6 }}
+      {{- end }}
   - name: fovea-engine
     rules:
       {{- include "fovea.alert" (dict "root" . "name" "FoveaQueuePressure" "runbook" "queue" "severity" "warning"
