@@ -68,7 +68,7 @@ def staging(out: Path, *, need_bytes: int, replace: bool) -> Iterator[Path]:
             shutil.rmtree(beside, ignore_errors=True)
             free = shutil.disk_usage(out.parent).free
             if free < need_bytes:
-                text = f"{need_bytes / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
+                text = f"{need_bytes / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free"
                 raise CheckFailed(text, field="out", value=str(out.parent), fix="free space or name another disk")
             beside.mkdir()
             yield beside

@@ -100,7 +100,7 @@ def test_two_jobs_do_not_share_a_name(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_found_before_the_work(tmp_path: Path) -> None:
     with (
-        pytest.raises(CheckFailed, match=r"GB are needed.*free space"),
+        pytest.raises(CheckFailed, match=r"MB are needed.*free space"),
         artifact.staging(tmp_path / "out", need_bytes=10**18, replace=False),
     ):
         pass
