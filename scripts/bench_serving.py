@@ -9,6 +9,7 @@ spread over the rounds, the start-up times, and the processor time that each pro
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import platform
@@ -32,6 +33,7 @@ sys.path.insert(0, str(ROOT))
 
 from models.support.errors import CheckFailed  # noqa: E402
 from models.support.files import write_json  # noqa: E402
+from serving.keys import Key, make_key, open_keys  # noqa: E402
 from serving.runtime import free_port  # noqa: E402
 from serving.stack import Model, load_stack  # noqa: E402
 
@@ -146,10 +148,48 @@ def load(port: int, model: str, workload: str, concurrency: int, seconds: float,
     return report
 
 
+def all_layers(stack: Path, folder: Path) -> tuple[Path, str]:
+    """Write `stack` with every layer on, its stores in files; return the file and a key for it."""
+    whole = load_stack(stack).model_dump(mode="json") | {
+        "identify": {"keys": str(folder / "keys.db"), "tenants": [{"name": "bench"}]},
+        "admit": {
+            "store": str(folder / "limits.db"),
+            "default": {"requests_per_minute": 10**7, "tokens_per_minute": 10**9, "concurrent": 10**4},
+        },
+        "recall": {"store": str(folder / "answers.db"), "semantic": {}},
+        "lane": {},
+        "batches": {"folder": str(folder / "batches")},
+        "money": {"usd_per_hour": "1", "capacity_rps": "100"},
+    }
+    path = folder / "all.json"
+    path.write_text(json.dumps(whole))
+    text, key = make_key("bench", role="admin")
+    asyncio.run(_put(str(folder / "keys.db"), key))
+    return path, text
+
+
+async def _put(location: str, key: Key) -> None:
+    store = open_keys(location)
+    await store.put(key)
+    await store.close()
+
+
+def forget(port: int, key: str) -> None:
+    """Let a stack with `recall` forget its answers: a load must not be answered from memory by the one before."""
+    headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+    asked = urllib.request.Request(f"http://127.0.0.1:{port}/fovea/cache/purge", b'{"all": true}', headers)
+    with urllib.request.urlopen(asked, timeout=30) as answer:
+        answer.read()
+    time.sleep(1.1)  # known to the replica after `purge_s` at the latest
+
+
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run all rounds and return the rows."""
     model = load_stack(args.stack).models[0]
-    stacks = {"stack": args.stack, **dict(entry.split("=", 1) for entry in args.also)}
+    stacks = {"stack": str(args.stack), **dict(entry.split("=", 1) for entry in args.also)}
+    if args.all_layers:
+        path, os.environ["OPENAI_API_KEY"] = all_layers(args.stack, folder)
+        stacks["all layers"] = str(path)
     systems = ["bare", *stacks]
     texts = folder / "text.jsonl"
     texts.write_text(
@@ -167,7 +207,9 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 else [sys.executable, str(ROOT / "fovea.py"), "serve", stacks[system], "--port", str(port)]
             )
             probe = "/health" if system == "bare" else "/ready"
-            with running(command, port, probe, folder / f"{system}-{number}.log", model.cpu_kv_cache_gib) as (
+            with running(
+                command, port, probe, folder / f"{system.replace(' ', '-')}-{number}.log", model.cpu_kv_cache_gib
+            ) as (
                 process,
                 seconds,
             ):
@@ -175,6 +217,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 for kind, workload in workloads.items():
                     load(port, model.name, workload, 8, 3, folder / "warm")
                     for concurrency in args.concurrency:
+                        if system == "all layers":
+                            forget(port, os.environ["OPENAI_API_KEY"])
                         before = processor_seconds(process.pid)
                         report = load(port, model.name, workload, concurrency, args.seconds, folder / "run")
                         after = processor_seconds(process.pid)
@@ -247,8 +291,11 @@ def account(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]
 def main() -> int:
     """Parse the command line, measure, print and keep the result."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--stack", default=str(ROOT / "stack.yaml"))
+    parser.add_argument("--stack", type=Path, default=ROOT / "stack.yaml")
     parser.add_argument("--also", action="append", default=[], metavar="NAME=FILE", help="a further stack to measure")
+    parser.add_argument(
+        "--all-layers", action="store_true", help="also the first stack with every layer on, nothing recalled"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
