@@ -18,7 +18,7 @@ setup-quantize: setup ## make .venv-quantize, the environment of the quantizatio
 demo: setup ## serve a real model, ask it about an image, load-test it, price it
 	@$(PY) scripts/demo.py $(ARGS)
 
-test: lint ## lint, then all tests (ARGS="tests/serving -k doctor" for some)
+test: lint setup-quantize ## lint, then all tests (ARGS="tests/serving -k doctor" for some)
 	$(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations 40 $(ARGS)
 
 lint: setup ## ruff and mypy over the whole tree
@@ -27,10 +27,10 @@ lint: setup ## ruff and mypy over the whole tree
 	$(PY) -m mypy
 
 demo-distill: setup ## a served teacher, a student from nothing, the report: the shortened proof
-	@$(PY) -m distill.proof.run --quick $(ARGS)
-
-prove-distill: setup ## the proof of the distillation, whole: hours on two cores
 	@$(PY) -m distill.proof.run $(ARGS)
+
+prove-distill: setup ## the same, whole: two tasks, a teacher trained for them (ARGS=--large: 76 M weights)
+	@$(PY) -m distill.proof.run --whole $(ARGS)
 
 observe: setup ## serve the demo under Prometheus, with the chart's rules and dashboards
 	@$(PY) -m scripts.observe $(ARGS)

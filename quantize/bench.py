@@ -26,6 +26,7 @@ from quantize.cli import interruptible
 from quantize.engine import Held
 from quantize.gate import GateSettings, run_gate
 from quantize.hardware import find_machine
+from quantize.recovery import shown
 from quantize.run import checkpoint_folder
 
 PARTS = {"kernels": ("kernels",), "speed": ("speed",), "accuracy": ("accuracy", "load")}
@@ -137,9 +138,8 @@ def print_tables(result: dict[str, Any]) -> None:
         print("|---|---|---|---|---|---|---|---|")
         for r in result["accuracy"]:
             f = r["recovery"]
-            value = f"{f['value']:.4f} ({f['low']:.4f} to {f['high']:.4f})"
             print(
-                f"| {r['family']} | {r['scheme']} | {r['outcome']} | {value} | {f['n']} | {r['lost']}/{r['won']} "
+                f"| {r['family']} | {r['scheme']} | {r['outcome']} | {shown(f)} | {f['n']} | {r['lost']}/{r['won']} "
                 f"| {r['quantized_ratio']:.3f} | {r['seconds']:.0f} s |"
             )
     if "load" in result:

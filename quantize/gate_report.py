@@ -11,7 +11,7 @@ from models.evaluation.score import is_right
 from models.golden import GoldenItem
 from models.stats import mcnemar, paired_difference, quantile, wilson
 from quantize.probe import divergence
-from quantize.recovery import recovery
+from quantize.recovery import recovery, shown
 from quantize.verdict import Thresholds, decide
 
 if TYPE_CHECKING:
@@ -36,13 +36,13 @@ def build_report(
         name: recovery([a[i] for i in chosen], [b[i] for i in chosen]) for name, chosen in sorted(groups.items())
     }
     overall = recovery(a, b)
-    shown = {name: describe_side(settings, side, items, right[name]) for name, side in sides.items()}
+    figured = {name: describe_side(settings, side, items, right[name]) for name, side in sides.items()}
     diverged = divergence(sides["parent"].probe.first, sides["candidate"].probe.first)
     figures = {
         "divergence": diverged.value,
-        "calibration_error": _rise(shown["parent"]["calibration_error"], shown["candidate"]["calibration_error"]),
+        "calibration_error": _rise(figured["parent"]["calibration_error"], figured["candidate"]["calibration_error"]),
         "p95_ratio": _ratio(
-            shown["candidate"]["latency_ms"]["p95"]["value"], shown["parent"]["latency_ms"]["p95"]["value"]
+            figured["candidate"]["latency_ms"]["p95"]["value"], figured["parent"]["latency_ms"]["p95"]["value"]
         ),
         "size_ratio": sides["candidate"].facts["bytes"] / sides["parent"].facts["bytes"],
     }
@@ -77,7 +77,7 @@ def build_report(
         },
         "divergence_nats": diverged.as_dict(),
         "figures": figures,
-        "sides": shown,
+        "sides": figured,
         "seed": settings.seed,
         "finished": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "versions": versions(),
@@ -138,13 +138,7 @@ def print_gate(report: dict[str, Any], out: Path) -> None:
     verdict = report["verdict"]
     print(f"verdict     {verdict['outcome']}: {verdict['sentence']}")
     for name, group in report["by_category"].items():
-        found = group["recovery"]
-        value = (
-            "no value"
-            if found["value"] is None
-            else f"{found['value']:.4f} ({found['low']:.4f} to {found['high']:.4f})"
-        )
-        print(f"  {name:<12}{value}, n = {found['n']}")
+        print(f"  {name:<12}{shown(group['recovery'])}, n = {group['recovery']['n']}")
     flips, test = report["flips"], report["mcnemar"]
     print(f"flips       lost {len(flips['lost'])}, won {len(flips['won'])}, p = {test['p_value']:.2g}")
     kl = report["divergence_nats"]

@@ -18,6 +18,7 @@ from quantize.engine import Held
 from quantize.gate import run_gate
 from quantize.hardware import find_machine, load_table
 from quantize.job_tools import SMOOTHING
+from quantize.recovery import shown
 from quantize.run import checkpoint_folder, quantize
 from quantize.schemes import SCHEMES, find_method, find_scheme
 from quantize.scope import read_config
@@ -110,12 +111,7 @@ def climb(args: argparse.Namespace, rungs: list[Rung], say: Say) -> dict[str, An
 def print_ladder(result: dict[str, Any], out: Path) -> None:
     """Print a line per rung, and which one passed."""
     for step in result["steps"]:
-        found = step["recovery"]
-        value = (
-            "no value"
-            if found["value"] is None
-            else f"{found['value']:.4f} ({found['low']:.4f} to {found['high']:.4f})"
-        )
+        value = shown(step["recovery"])
         print(f"{step['rung']:<18}{step['outcome']:<18}recovery {value}, {100 * step['size_ratio']:.0f} % of the size")
     passed = result["passed"]
     print(f"passed            {passed if passed else 'none'}: {out / passed if passed else 'keep the parent'}")

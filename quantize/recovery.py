@@ -6,7 +6,7 @@ With a = both right, b = only the parent, c = only the candidate, d = neither, r
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -63,3 +63,10 @@ def recovery(parent: Sequence[bool], candidate: Sequence[bool], z: float = Z95) 
     value = (both + won) / (both + lost)
     low, high = math.exp(center - half), math.exp(center + half)
     return Recovery(value, min(low, value), max(high, value), n, lost, won)
+
+
+def shown(found: Mapping[str, Any]) -> str:
+    """Return a reported recovery as `0.9993 (0.9975 to 1.0012)`."""
+    if found["value"] is None:
+        return "no value"
+    return f"{found['value']:.4f} ({found['low']:.4f} to {found['high']:.4f})"
