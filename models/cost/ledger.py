@@ -153,7 +153,7 @@ def cents(usd: Decimal) -> str:
 
 
 def significant(usd: Decimal, digits: int = 12) -> str:
-    """Return dollars as plain decimal text with that many significant digits, however small the amount is."""
+    """Return an amount as plain decimal text with that many significant digits, however small it is."""
     return f"{Decimal(f'{usd:.{digits}g}'):f}"
 
 

@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from models.cost.forecast import HOURS_PER_MONTH, SECONDS_PER_HOUR, Forecast, SelfHosted, VendorServing
+from models.cost.ledger import significant
 from models.cost.usage import vendor_usd_of
 from models.prices import PriceBook, load_prices
 from models.support.errors import UsageError
@@ -138,7 +139,7 @@ def _machine_parts(serving: SelfHosted, queries: Decimal, retries: Decimal) -> l
     per_attempt = asked * serving.usd_per_hour / (serving.capacity_rps * SECONDS_PER_HOUR)
     busy, again = queries * per_attempt, retries * per_attempt
     less = f" less {serving.recalled_share:.2%} from a cache" if serving.recalled_share else ""
-    how = f"{queries:,}{less} at {serving.capacity_rps}/s x ${serving.usd_per_hour:f}/h"
+    how = f"{queries:,}{less} at {significant(serving.capacity_rps, 6)}/s x ${serving.usd_per_hour:f}/h"
     parts = [Part("machines, busy", busy, how)]
     if retries:
         parts.append(Part("retries", again, f"{retries:,.0f} more attempts on the same machines"))
