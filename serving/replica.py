@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 logger = logging.getLogger("fovea.serving")
+LOOK_S = 0.02
+LAST_WORDS_S = 0.1
+"""For the error answers of the requests that were in the engine."""
 
 
 class Replica:
@@ -51,6 +54,7 @@ class Replica:
         self.router: Router | None = None
         self.peers: Peers | None = None
         self.layers: Any = None
+        self.watch: asyncio.Task[None] | None = None
 
     def reconfigure(self, told: dict[str, Any]) -> None:
         """Learn how many replicas the model has (called by Ray Serve at the start and when that changes)."""
@@ -73,7 +77,21 @@ class Replica:
         self.router.canary = Canary(app, self.model.name, self.stack.ready.within_s, self.model.images_per_prompt > 0)
         await self.router.canary.start()
         Straight.target, Straight.prefix = app, self.model.prefix
+        self.watch = asyncio.create_task(self._end_with_the_engine())
         return app
+
+    async def _end_with_the_engine(self) -> None:
+        """End this process when its engine has died.
+
+        Ray's health check finds that in half a minute, and until then the proxy would send here most of what comes:
+        nothing answers as fast as an error.  A closed port makes it go on to the next replica at once.
+        """
+        while not self.engine.client.errored:  # noqa: ASYNC110, vLLM tells nobody
+            await asyncio.sleep(LOOK_S)
+        Admit.gate.draining = True
+        logger.error("the engine of %s has died; this replica ends, and Ray Serve starts another", self.model.name)
+        await asyncio.sleep(LAST_WORDS_S)
+        os._exit(1)
 
     async def check_health(self) -> None:
         """Raise when the engine is dead, so that Ray Serve replaces the replica."""
@@ -91,6 +109,8 @@ class Replica:
         return Admit.gate.inside
 
     async def __del__(self) -> None:
+        if self.watch is not None:
+            self.watch.cancel()
         Admit.gate.draining = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.stack.drain_s):

@@ -14,7 +14,7 @@ from serving.exchange import exchange_of
 from serving.layers import build_layers
 from serving.layers.admit import Admit
 from serving.middleware import Straight, straight
-from serving.replica import SERVED, Canary, Router
+from serving.replica import SERVED, Canary, Replica, Router
 from serving.stack import Model, Stack
 from tests.serving.asgi import JSON, call, scope_of
 
@@ -193,6 +193,20 @@ async def test_a_client_can_be_the_canary() -> None:
     app, _, canary = replica(image=True)
     await call(app, None, canary.body)
     assert canary.answered > 0
+
+
+async def test_a_replica_ends_with_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr("serving.replica.os._exit", ended.append)
+    one = Replica(STACK.model_dump(mode="json"), MODEL.name)
+    client = types.SimpleNamespace(errored=False)
+    one.engine = types.SimpleNamespace(client=client)
+    task = asyncio.create_task(one._end_with_the_engine())
+    await asyncio.sleep(0.05)
+    assert not task.done() and not ended and not Admit.gate.draining
+    client.errored = True
+    await asyncio.wait_for(task, 10)
+    assert ended == [1] and Admit.gate.draining
 
 
 # Ray's listener
