@@ -16,7 +16,7 @@ from models.golden.rendered.damage import font
 
 FIELDS = ("power", "dsl", "net", "wlan")
 STATES = {"off": (46, 48, 52), "green": (40, 210, 80), "yellow": (255, 196, 0), "red": (235, 40, 40)}
-QUESTION = "Which lights are on? Answer in JSON with the keys power, dsl, net and wlan."
+QUESTION = "Give the lights as JSON."
 SIDE = 128
 
 

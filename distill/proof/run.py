@@ -1,8 +1,9 @@
-"""Run the proof: `python -m distill.proof.run` (all of it) or `--quick` (`make demo-distill`, under 15 minutes).
+"""Run the proof: `make demo-distill` (short, under 15 minutes) or `make prove-distill` (whole).
 
-Whole: the embedded model learns the lights, is grown to 76 M weights and learns on: the teacher.  Served, it answers
-the student's rows; the student is trained on the answers alone, measured beside it, and registered.  Quick: the
-embedded model itself is the teacher, on easy-VQA alone, with few rows and steps.
+Short: the embedded model (2.9 M weights) is served and answers questions about easy-VQA's training pictures; a student
+of a fifth of its size, begun from nothing, is trained on the answers alone, measured beside it, and registered.
+`--whole`: the embedded model first learns a second task, the lights of modems, from truth, and then teaches both; there
+are more rows and steps.  `--large`: that teacher is grown to 76 M weights besides, and learns on.
 
 Every part goes on where it was interrupted.
 """
@@ -29,7 +30,7 @@ from models.support.files import write_json
 HERE = Path(__file__).parent
 EMBEDDED = HERE.parents[1] / "models" / "embedded" / "qwen2_5_vl"
 LARGE = QwenSize(width=768, mlp=2048, layers=12, heads=24, kv_heads=8)
-SMALL = QwenSize(width=128, mlp=384, layers=3, heads=4, kv_heads=2, tower_width=96, tower_mlp=256, tower_layers=3)
+SMALL = QwenSize(width=96, mlp=224, layers=3, heads=3, kv_heads=1, tower_width=64, tower_mlp=160, tower_layers=3)
 
 
 @dataclass(frozen=True)
@@ -45,19 +46,26 @@ class Scale:
 
 
 WHOLE = Scale(teacher_pictures=4000, teacher_photos=5000, pictures=2600, photos=2400, yes_no=2, held_out_photos=400)
-QUICK = Scale(teacher_pictures=0, teacher_photos=0, pictures=700, photos=0, yes_no=1, held_out_photos=0)
+SHORT = Scale(teacher_pictures=0, teacher_photos=0, pictures=900, photos=0, yes_no=1, held_out_photos=0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m distill.proof.run", description=__doc__)
-    parser.add_argument("--out", type=Path, help="folder (runs/proof-distill, or runs/demo-distill)")
-    parser.add_argument("--quick", action="store_true", help="the embedded model as the teacher, few rows and steps")
+    parser.add_argument("--out", type=Path, help="folder (runs/demo-distill, or runs/proof-distill)")
+    parser.add_argument(
+        "--whole", action="store_true", help="two tasks, a teacher trained for them, more rows and steps"
+    )
+    parser.add_argument("--large", action="store_true", help="as --whole, with a teacher of 76 M weights")
     args = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupted)  # so that what is served ends with us
-    out = args.out or Path("runs") / ("demo-distill" if args.quick else "proof-distill")
+    whole = args.whole or args.large
+    out = args.out or Path("runs") / ("proof-distill" if whole else "demo-distill")
     try:
-        (quick if args.quick else whole)(out)
+        if whole:
+            student_of(make_teacher(out / "teacher", WHOLE, large=args.large), out, WHOLE, "student.yaml")
+        else:
+            student_of(EMBEDDED, out, SHORT, "short.yaml")
     except FoveaError as error:
         print(error)
         return error.exit_code
@@ -68,26 +76,22 @@ def _interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def whole(out: Path) -> None:
-    """Teacher, student, proof."""
-    teacher = make_teacher(out / "teacher", WHOLE)
-    folder = prepare_student(out / "student", teacher, "student.yaml")
-    data.golden_lights(folder / "lights", WHOLE.held_out_photos)
-    distill(folder, WHOLE, "student.yaml")
+def student_of(teacher: Path, out: Path, scale: Scale, recipe: str) -> None:
+    """Student and proof."""
+    folder = prepare_student(out / "student", teacher, recipe)
+    if scale.held_out_photos and not (folder / "lights" / "golden.jsonl").exists():
+        data.golden_lights(folder / "lights", scale.held_out_photos)
+    distill(folder, scale, recipe)
 
 
-def quick(out: Path) -> None:
-    """The embedded model teaches."""
-    folder = prepare_student(out / "student", EMBEDDED, "quick.yaml")
-    distill(folder, QUICK, "quick.yaml")
-
-
-def make_teacher(folder: Path, scale: Scale) -> Path:
+def make_teacher(folder: Path, scale: Scale, *, large: bool) -> Path:
     """Train the teacher on truth; return its checkpoint."""
     if not (folder / "rows.jsonl").exists():
         data.teacher_rows(folder, pictures=scale.teacher_pictures, photos=scale.teacher_photos, per_picture=1, seed=1)
     link(folder / "base", EMBEDDED)
     run(folder, "seed.yaml", folder / "seed", ["collect", "filter", "train"])
+    if not large:
+        return folder / "seed" / "train" / "student"
     once(folder / "grown", lambda to: _grown(folder / "seed" / "train" / "student", to))
     run(folder, "large.yaml", folder / "large", ["collect", "filter", "train"])
     return folder / "large" / "train" / "student"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +14,14 @@ import pytest
 import yaml
 from PIL import Image
 
-from distill.proof import data, lights
+from distill.proof import data, lights, run
 from distill.proof.run import HERE, LARGE, SMALL
 from distill.recipe import load_recipe
 from models.embedded import shapes
 from models.golden import load_golden
+from models.registry import open_registry
+from models.support.errors import CheckFailed
+from tests.models.openai_simulator import OpenAISimulator, Reply
 
 
 def lines(path: Path) -> list[dict[str, str]]:
@@ -76,11 +82,11 @@ def test_nobody_trains_on_what_is_measured(tmp_path: Path) -> None:
     assert json.loads(truth["m0"]).keys() == set(lights.FIELDS)
 
 
-@pytest.mark.parametrize("name", ["seed.yaml", "large.yaml", "student.yaml", "quick.yaml"])
+@pytest.mark.parametrize("name", ["seed.yaml", "large.yaml", "student.yaml", "short.yaml"])
 def test_the_recipes_are_recipes(name: str) -> None:
     recipe = load_recipe(HERE / name)
     assert recipe.train is not None and recipe.student is not None
-    if name in ("student.yaml", "quick.yaml"):
+    if name in ("student.yaml", "short.yaml"):
         assert not recipe.data.human and recipe.teachers[0].checkpoint == "teacher" and recipe.export is not None
         assert recipe.train.base == "fresh" and "truth" not in yaml.safe_dump(yaml.safe_load((HERE / name).read_text()))
 
@@ -93,3 +99,66 @@ def test_pictures_are_pictures(tmp_path: Path) -> None:
     (path, _), *_ = data.photographs(tmp_path / "p", 1, 4)
     with Image.open(tmp_path / path) as image:
         assert image.mode == "RGB"
+
+
+def test_the_whole_path_with_simulated_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is served here is a simulator that knows easy-VQA; rows, filters, training, proof and registry are real."""
+    import easy_vqa
+
+    truth: dict[str, dict[str, str]] = {}
+    for questions, paths in (
+        (easy_vqa.get_train_questions(), easy_vqa.get_train_image_paths()),
+        (easy_vqa.get_test_questions(), easy_vqa.get_test_image_paths()),
+    ):
+        for question, said, number in zip(*questions, strict=True):
+            truth.setdefault(str(paths[number]), {})[question] = said
+    scenes: dict[str, shapes.Scene] = {}
+
+    def answer(question: str, image: bytes) -> Reply:
+        scene = scenes.get(hashlib.sha256(image).hexdigest())
+        return ("no", 0.5) if scene is None else (shapes.answer(question, scene), 0.9)
+
+    def know(paths: list[str]) -> None:
+        for path in paths:
+            answers = set(truth[path].values())
+            color, shape = answers & set(shapes.COLORS), answers & set(shapes.SHAPES)
+            if color and shape:
+                digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+                scenes[digest] = shapes.Scene(shape.pop(), color.pop(), (0, 0, 0, 0))
+
+    know([str(p) for _, p in sorted(easy_vqa.get_train_image_paths().items())[:20]])
+    know([str(p) for p in easy_vqa.get_test_image_paths().values()])
+
+    @contextmanager
+    def served(source: Path | str, name: str, **_: object) -> Iterator[str]:
+        assert (Path(source) / "config.json").is_file()
+        with OpenAISimulator(answer, model=name) as sim:
+            yield sim.url
+
+    for module in ("distill.collect.hosted", "distill.evaluate.arms", "distill.export.run"):
+        monkeypatch.setattr(f"{module}.served_folder", served)
+    same = {"items": 2, "steps": 4, "worst": 0.01, "mean": 0.001, "greedy": 1.0, "by_item": []}
+    monkeypatch.setattr("distill.export.run.parity", lambda *_: same)  # the real one: tests/e2e
+    recipe = yaml.safe_load((HERE / "short.yaml").read_text())
+    recipe["train"] |= {"stages": [{"steps": 4}], "batch": 4, "evaluate_every": 2}
+    recipe["evaluate"] |= {"limit": 60, "robust_items": 10}
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(recipe))
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    scale = replace(run.SHORT, pictures=20)
+    run.student_of(run.EMBEDDED, tmp_path / "out", scale, "short.yaml")
+    student = tmp_path / "out/student"
+    report = json.loads((student / "out/report.json").read_text())
+    assert report["collect"]["answers"] == len(lines(student / "rows.jsonl")) > 40
+    assert report["evaluate"]["arms"]["teacher"]["parameters"] > 5 * report["train"]["parameters"]
+    assert report["evaluate"]["arms"]["teacher"]["accuracy"]["value"] > 0.7
+    assert report["export"]["version"] == "demo-student@1" and report["export"]["refused_for"][0] == (
+        "easy-vqa: 60 items, 100 are needed"
+    )
+    registry = open_registry(str(student / "registry"))
+    version = registry.find("demo-student@1")
+    assert version.data["kept"] and version.recipe is not None and version.recipe["train"]["base"] == "fresh"
+    with pytest.raises(CheckFailed, match="100 are needed"):
+        registry.promote("demo-student@1", "canary", by="test")
+    # again: nothing is asked, trained or registered twice
+    run.student_of(run.EMBEDDED, tmp_path / "out", scale, "short.yaml")
+    assert len(registry.versions("demo-student")) == 1
