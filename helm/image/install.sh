@@ -5,10 +5,11 @@ set -eu
 profile=${1:?cpu or gpu}
 cd /opt/fovea
 
-# g++ and Python's headers: torch.compile and Triton compile kernels for the machine they find themselves on
+# g++ and Python's headers: torch.compile and Triton compile kernels for the machine they find themselves on; libnuma1: vLLM's
+# CPU kernels are linked to it
 apt-get update -q
 DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
-    bash ca-certificates g++ procps python3 python3-dev python3-venv wget
+    bash ca-certificates g++ libnuma1 procps python3 python3-dev python3-venv wget
 rm -rf /var/lib/apt/lists/* /var/cache/apt/archives/*.deb
 
 FOVEA_PROFILE=$profile sh scripts/setup serve
