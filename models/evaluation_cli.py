@@ -75,14 +75,16 @@ def _compare(args: argparse.Namespace) -> int:
 def add_scorecard(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("evaluations", nargs="+", type=Path, help="folders of evaluations on one golden set")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="YAML of dimension: weight (equal without)")
+    parser.add_argument("--store", help="registry of evaluated versions, for governance (FOVEA_REGISTRY)")
     parser.set_defaults(run=_scorecard)
 
 
 def _scorecard(args: argparse.Namespace) -> int:
     from models.evaluation.compare import read_evaluation
-    from models.evaluation.scorecard import equal_weights, load_weights, scorecard
+    from models.evaluation.scorecard import add_governance, equal_weights, load_weights, scorecard
 
     candidates = [read_evaluation(folder) for folder in args.evaluations]
+    add_governance(candidates, args.store)
     weights = equal_weights(candidates) if args.weights is None else load_weights(args.weights)
     result = scorecard(candidates, weights)
     if args.json:

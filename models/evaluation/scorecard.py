@@ -50,6 +50,16 @@ def _usd_per_1k(report: Mapping[str, Any]) -> float | None:
     return None if per_query is None else 1000 * float(per_query)
 
 
+def _explanation(report: Mapping[str, Any]) -> float | None:
+    return _value((report["explanation"] or {}).get("right_for_the_right_reason"))
+
+
+def _languages(report: Mapping[str, Any]) -> float | None:
+    """Accuracy in the weakest language over that in the strongest (tag `language`)."""
+    found = [v for tag, f in report["by_tag"].items() if tag.startswith("language=") and (v := _value(f)) is not None]
+    return min(found) / max(found) if len(found) > 1 and max(found) else None
+
+
 DIMENSIONS: dict[str, Dimension] = {
     d.name: d
     for d in (
@@ -58,9 +68,31 @@ DIMENSIONS: dict[str, Dimension] = {
         Dimension("usd_per_1k", "$ per 1,000 queries", _usd_per_1k, False),
         Dimension("calibration", "1 - calibration error", _calibration, True),
         Dimension("robustness", "damaged over clean", _robustness, True),
+        Dimension("languages", "weakest over strongest language", _languages, True),
+        Dimension("explanation", "share right for the right reason", _explanation, True),
+        Dimension("governance", "share of the checklist that holds", lambda r: r.get("governance"), True),
         Dimension("availability", "share answered", lambda r: r["answered"] / r["golden"]["asked"], True),
     )
 }
+
+
+def add_governance(candidates: Sequence[Evaluated], store: str | None = None) -> None:
+    """Put the share of the governance checklist that holds into the reports of versions that the registry knows.
+
+    Their files are hashed for it.  What is no version, or one of another registry, has no figure.
+    """
+    from models.registry import open_registry
+    from models.registry.governance import checklist
+
+    registry = open_registry(store)
+    for candidate in candidates:
+        target = candidate.report.get("target")
+        if not target or target["name"] not in registry.names():
+            continue
+        for version in registry.versions(target["name"]):
+            if version.digest == target["digest"]:
+                rows = checklist(registry, version)
+                candidate.report["governance"] = sum(row["holds"] for row in rows) / len(rows)
 
 
 def equal_weights(candidates: Sequence[Evaluated]) -> dict[str, float]:

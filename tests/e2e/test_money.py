@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -20,10 +19,11 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from fovea import main
 from models.cost.journal import Line, Reader
 from models.cost.ledger import CENT, usd_per_request
 from models.image_tokens import image_tokens
-from tests.e2e.conftest import ROOT, Running, model, served
+from tests.e2e.conftest import Running, model, served
 from tests.e2e.pictures import data_uri, draw, encode
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
@@ -37,10 +37,13 @@ QUESTION = "what shape is in the image?"
 
 def fovea(*words: str, **environment: str) -> dict[str, Any]:
     """Run a command with --json and return what it printed."""
-    command = [sys.executable, str(ROOT / "fovea.py"), *words, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
-    assert done.returncode == 0, (words, done.stdout[-2000:], done.stderr[-2000:])
-    result: dict[str, Any] = json.loads(done.stdout)
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        code = main([*words, "--json"])
+    assert code == 0, (words, printed.getvalue()[-2000:])
+    result: dict[str, Any] = json.loads(printed.getvalue())
     return result
 
 

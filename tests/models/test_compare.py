@@ -13,8 +13,11 @@ from models.evaluation import EvaluationSettings, evaluate
 from models.evaluation.compare import compare, read_evaluation, verdict
 from models.evaluation.scorecard import scorecard
 from models.golden import load_golden
+from models.registry import open_registry
+from models.registry.governance import checklist
 from models.support.errors import UsageError
 from tests.models.openai_simulator import OpenAISimulator, Reply
+from tests.models.registry.conftest import checkpoint
 
 GOLDEN = load_golden("easy-vqa")
 ITEMS = {(i.question, i.image_bytes()): i for i in GOLDEN.items}
@@ -135,6 +138,38 @@ class TestScorecard:
         assert [r["scores"]["latency_p95"] for r in rows] == [1.0, 0.25]
         rows = scorecard([bad, good], {"usd_per_1k": 0.5, "robustness": 0.5})["candidates"]
         assert all(r["total"] == 0 and r["missing"] == ["usd_per_1k", "robustness"] for r in rows)
+
+    def test_versions_are_weighed_by_their_governance_too(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A card and a licence lift one version above an equal one; slices by language are read from the reports."""
+        registry = open_registry(tmp_path / "store", tmp_path / "cache")
+        folders = self.folders(tmp_path)
+        held = {}
+        for folder, content in zip(folders, (b"1" * 8, b"2" * 8), strict=True):
+            source = checkpoint(tmp_path / content.decode(), content)
+            if content[:1] == b"2":
+                (source / "README.md").write_text("card")
+            version = registry.register(source, "m", by="ada", licence="MIT" if content[:1] == b"2" else None)
+            report = json.loads((folder / "report.json").read_text())
+            report["target"] = {"name": "m", "version": version.number, "digest": version.digest}
+            report["by_tag"] = {"language=en": {"value": 0.8}, "language=de": {"value": 0.6}}
+            report["explanation"] = {"right_for_the_right_reason": {"value": 0.7}}
+            (folder / "report.json").write_text(json.dumps(report))
+            rows = checklist(registry, version)
+            held[str(folder)] = sum(row["holds"] for row in rows) / len(rows)
+        words = ["models", "scorecard", *map(str, folders), "--store", str(tmp_path / "store"), "--json"]
+        assert fovea.main(words) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert {"governance", "languages", "explanation"} <= set(result["weights"])
+        values = {row["folder"]: row["values"] for row in result["candidates"]}
+        assert {folder: value["governance"] for folder, value in values.items()} == held
+        assert held[str(folders[1])] > held[str(folders[0])] > 0
+        assert all(v["languages"] == pytest.approx(0.75) and v["explanation"] == 0.7 for v in values.values())
+        assert (
+            fovea.main([*words[:-2], str(tmp_path / "none"), "--json"]) == 0
+        )  # a registry that does not know them gives no figure
+        assert "governance" not in json.loads(capsys.readouterr().out)["weights"]
 
     def test_command(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         folders = [str(f) for f in self.folders(tmp_path)]
