@@ -55,7 +55,7 @@ def bind_replica(stack: Stack, model: Model) -> Any:
         user_config={"replicas": model.replicas},
         max_ongoing_requests=100_000,  # the layer `admit` limits, with a 503 that says so
         graceful_shutdown_timeout_s=stack.drain_s,
-        health_check_period_s=10,
+        health_check_period_s=2,  # a dead replica is replaced so soon
         health_check_timeout_s=30,
         ray_actor_options=options,
         _internal=True,
