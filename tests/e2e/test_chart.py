@@ -105,7 +105,7 @@ class Cluster:
         runbook = (ROOT / "docs" / "runbooks" / "key-rotation.md").read_text()
         (line,) = [one for one in runbook.splitlines() if one.startswith("/opt/fovea/.venv/bin/python -c")]
         line = line.replace("/opt/fovea/.venv/bin/python", sys.executable)
-        line = line.replace("/chart/stack.yaml", f"{self.folder}/chart.yaml").replace("/tmp/", f"{self.folder}/")
+        line = line.replace("/tmp/", f"{self.folder}/").replace("/chart/stack.yaml", f"{self.folder}/chart.yaml")
         subprocess.run(["bash", "-c", line], env=self.environment, cwd=ROOT, check=True)
         found = {}
         for tenant in ("demo", "small"):
