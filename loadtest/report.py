@@ -236,8 +236,10 @@ def load_report(folder: Path | str) -> Report:
         ) from error
     except ValueError as error:
         raise UsageError(f"not a report: {error}", field="report", value=str(folder)) from error
-    if not isinstance(data, dict) or data.get("kind") != "loadtest" or records.dtype != RECORD:
+    if not isinstance(data, dict) or data.get("kind") != "loadtest":
         raise UsageError("not a load test's report", field="report", value=str(folder), fix="name the folder of a run")
+    if records.dtype != RECORD:
+        raise UsageError("was written by another version", field="report", value=str(folder), fix="run again")
     return Report(data, records)
 
 

@@ -185,5 +185,10 @@ def test_broken_gates(tmp_path: Path, text: str, says: str) -> None:
 def test_compare_with_wrong_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["loadtest", "compare", "nowhere", "nowhere"]) == 2
     assert "cannot read the report" in capsys.readouterr().err
+    for kind, message in (("evaluation", "not a load test's report"), ("loadtest", "was written by another version")):
+        (tmp_path / "report.json").write_text(json.dumps({"kind": kind}))
+        np.save(tmp_path / "requests.npy", np.zeros(3, dtype=[("intended", "<f8")]))
+        assert main(["loadtest", "compare", str(tmp_path), str(tmp_path)]) == 2
+        assert message in capsys.readouterr().err
     assert main(["loadtest", "compare", "one"]) == 2
     assert main(["loadtest", "compare", "--before", "http://h/v1"]) == 2
