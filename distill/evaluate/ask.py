@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from decimal import Decimal
 from pathlib import Path
 
@@ -39,7 +40,18 @@ def sets_of(work: Work) -> list[tuple[GoldenSet, str]]:
     section = work.recipe.evaluate
     assert section is not None
     specs = [str((work.folder / n).resolve()) if (work.folder / n).exists() else n for n in section.golden]
-    return [(load_golden(spec), spec) for spec in specs]
+    return [(_loaded(spec, _stamp(Path(spec))), spec) for spec in specs]
+
+
+@lru_cache(maxsize=8)
+def _loaded(spec: str, stamp: int) -> GoldenSet:
+    """Read a set once: its pictures are opened, and every step of the comparison asks for it."""
+    return load_golden(spec)
+
+
+def _stamp(path: Path) -> int:
+    file = path / "golden.jsonl" if path.is_dir() else path
+    return file.stat().st_mtime_ns if file.is_file() else 0
 
 
 def jobs_of(work: Work, arm: Arm) -> list[Job]:
