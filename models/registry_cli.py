@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.registry_view_cli import VIEWS, add_name, add_ref
 from models.support.errors import UsageError
-from models.support.terminal import print_json
+from models.support.terminal import print_either, print_json
 
 if TYPE_CHECKING:
     from models.registry import Registry
@@ -40,10 +40,7 @@ def _file(path: Path) -> Any:
 
 
 def _told(args: argparse.Namespace, seq: int, text: str) -> int:
-    if args.json:
-        print_json({"event": seq, "text": text})
-    else:
-        print(text)
+    print_either(args.json, {"event": seq, "text": text}, text)
     return 0
 
 
@@ -102,11 +99,10 @@ def _register(registry: Registry, args: argparse.Namespace) -> int:
         licence=args.licence,
         note=args.note,
     )
-    if args.json:
-        print_json({"version": version.ref, "digest": version.digest, "family": version.family})
-    else:
-        size = sum(file.bytes for file in version.files.values())
-        print(f"{version.ref}: {len(version.files)} files, {size / 2**20:.1f} MiB, digest {version.digest[:12]}")
+    size = sum(file.bytes for file in version.files.values())
+    told = {"version": version.ref, "digest": version.digest, "family": version.family}
+    text = f"{version.ref}: {len(version.files)} files, {size / 2**20:.1f} MiB, digest {version.digest[:12]}"
+    print_either(args.json, told, text)
     return 0
 
 

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from models.support.terminal import print_json, print_table
+from models.support.terminal import print_either, print_json, print_table
 
 if TYPE_CHECKING:
     from models.registry import Registry, Version
@@ -112,10 +112,8 @@ def _add_gc(parser: argparse.ArgumentParser) -> None:
 
 def _gc(registry: Registry, args: argparse.Namespace) -> int:
     orphans = registry.gc(dry=args.dry_run)
-    if args.json:
-        print_json({"removed": [] if args.dry_run else orphans, "orphans": orphans})
-    else:
-        print(f"{len(orphans)} files of no version" + ("" if args.dry_run else " removed"))
+    told = {"removed": [] if args.dry_run else orphans, "orphans": orphans}
+    print_either(args.json, told, f"{len(orphans)} files of no version" + ("" if args.dry_run else " removed"))
     return 0
 
 
@@ -125,20 +123,14 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 
 def _verify(registry: Registry, args: argparse.Namespace) -> int:
     wrong = registry.verify(args.names or None)
-    if args.json:
-        print_json({"problems": wrong})
-    else:
-        print("\n".join(wrong) or "every file has its recorded digest")
+    print_either(args.json, {"problems": wrong}, "\n".join(wrong) or "every file has its recorded digest")
     return 1 if wrong else 0
 
 
 def _path(registry: Registry, args: argparse.Namespace) -> int:
     found = registry.resolve(args.version)
-    if args.json:
-        told = {"version": found.version.ref, "digest": found.version.digest, "stage": found.stage}
-        print_json({**told, "path": str(found.folder)})
-    else:
-        print(found.folder)
+    told = {"version": found.version.ref, "digest": found.version.digest, "stage": found.stage}
+    print_either(args.json, {**told, "path": str(found.folder)}, str(found.folder))
     return 0
 
 
@@ -167,10 +159,7 @@ def _mirror(registry: Registry, args: argparse.Namespace) -> int:
     from models.registry.mlflow import Mirror
 
     done = Mirror(args.mlflow, args.token).sync(registry, args.name)
-    if args.json:
-        print_json({"done": done})
-    else:
-        print("\n".join(done) or "nothing to do")
+    print_either(args.json, {"done": done}, "\n".join(done) or "nothing to do")
     return 0
 
 

@@ -11,6 +11,14 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
+def print_either(as_json: bool, data: object, text: str) -> None:
+    """Print `data` as JSON, or else `text`."""
+    if as_json:
+        print_json(data)
+    else:
+        print(text)
+
+
 def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print aligned columns; numbers to the right."""
     cells = [[("" if v is None else str(v)) for v in row] for row in rows]
