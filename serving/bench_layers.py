@@ -45,9 +45,9 @@ def image(width: int, height: int) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def request(url: str | None, number: int) -> bytes:
+def request(url: str | None, number: int, polite: str = "") -> bytes:
     """Return a chat body."""
-    content: Any = [{"type": "text", "text": f"question {number}: what is it?"}]
+    content: Any = [{"type": "text", "text": f"{polite}question {number}: what is it?"}]
     if url:
         content.insert(0, {"type": "image_url", "image_url": {"url": url}})
     return json.dumps({"model": "m", "messages": [{"role": "user", "content": content}], "temperature": 0}).encode()
@@ -105,7 +105,8 @@ async def measure(count: int, valkey: str | None, folder: Path) -> dict[str, Any
     stacks: dict[str, Any] = {"none of them": {}, "identify": {"identify": identify}, "lane": {"lane": {}}}
     stacks |= {f"admit, {name}": {"admit": {**quota, "store": where}} for name, where in stores.items()}
     stacks |= {f"recall (a miss), {name}": {"recall": {"store": where}} for name, where in stores.items()}
-    stacks["all, memory"] = {"identify": identify, "admit": quota, "recall": {}, "lane": {}}
+    stacks["recall, semantic (a miss), memory"] = {"recall": {"semantic": {}}}
+    stacks["all, memory"] = {"identify": identify, "admit": quota, "recall": {"semantic": {}}, "lane": {}}
     images = {"text": None, "64x64": image(64, 64), "1 MP": image(1000, 1000)}
     found: dict[str, Any] = {}
     for name, sections in stacks.items():
@@ -121,6 +122,9 @@ async def measure(count: int, valkey: str | None, folder: Path) -> dict[str, Any
             for kind, url in images.items():
                 await asyncio.sleep(0.2)  # what was kept is written
                 row[f"hit, {kind}"] = await timed(app, [request(url, 1)] * (count // 2), headers)
+        if "semantic" in name:
+            again = [request(images["64x64"], n, "please ") for n in range(count // 4)]
+            row["in other words, 64x64"] = await timed(app, again, headers)
         found[name] = row
         await stop_layers(app)
     return found

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import itertools
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,8 +19,12 @@ from typing import Any
 import anthropic
 import httpx
 import openai
+import psutil
 import pytest
 import yaml
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
 
 from tests.e2e.conftest import ROOT, Running, model, served
 from tests.e2e.pictures import ask, draw, encode
@@ -45,7 +52,8 @@ class House:
     def post(self, who: str, path: str = "/chat/completions", **body: Any) -> httpx.Response:
         message = [{"role": "user", "content": "is there a circle?"}]
         whole = {"model": NAME, "messages": message, "max_tokens": 4, "temperature": 0, **body}
-        headers = {"authorization": f"Bearer {self.keys[who]}"}
+        # what is counted here must not be answered from memory
+        headers = {"authorization": f"Bearer {self.keys[who]}", "cache-control": "no-store"}
         return httpx.post(self.running.url + path, json=whole, headers=headers, timeout=60)
 
 
@@ -56,6 +64,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         "models": [model("qwen2_5_vl", replicas=2, engine_args={"tool_call_parser": "hermes"})],
         "identify": {"keys": str(folder / "keys.db"), "tenants": TENANTS, "refresh_s": 0.2},
         "admit": {"store": str(folder / "limits.db"), "queue_s": 0},
+        "recall": {"store": str(folder / "answers.db"), "semantic": {}},
         "lane": {"window": "on"},
         "batches": {"folder": str(folder / "batches")},
         "money": {"usd_per_hour": "3.6", "capacity_rps": "1"},
@@ -87,6 +96,74 @@ def test_vendor_clients_work_with_their_own_ways_to_send_a_key(house: House) -> 
     said = claude.messages.create(model=NAME, max_tokens=4, messages=[{"role": "user", "content": "is it red?"}])
     assert said.content and said.usage.output_tokens
     assert [entry.id for entry in house.client("acme").models.list()] == [NAME]
+
+
+PAINT = {
+    "type": "object",
+    "properties": {"color": {"enum": ["red", "blue"]}},
+    "required": ["color"],
+    "additionalProperties": False,
+}
+
+
+def test_langchain_through_every_layer(house: House) -> None:
+    """LangChain's OpenAI client as it comes: whole answers, streams, tool calls, structured output."""
+    chat = ChatOpenAI(
+        base_url=house.running.url, api_key=SecretStr(house.keys["acme"]), model=NAME, temperature=0, max_retries=0,
+        timeout=120, max_completion_tokens=64,
+    )  # fmt: skip
+    messages = [HumanMessage(ask("what color is the shape?", encode(draw("circle", "blue")))[0]["content"])]
+    first = chat.invoke(messages)
+    assert first.content == "blue" and first.usage_metadata is not None and first.usage_metadata["output_tokens"]
+    assert chat.invoke(messages).content == "blue"  # the same, from memory or not
+    chunks = list(chat.stream(messages))
+    assert "".join(str(chunk.content) for chunk in chunks) == "blue" and len(chunks) > 1
+    tool = {"type": "function", "function": {"name": "paint", "description": "paint it", "parameters": PAINT}}
+    painter = chat.bind_tools([tool], tool_choice="paint")
+    called = painter.invoke(messages)
+    assert isinstance(called, AIMessage)
+    (call,) = called.tool_calls
+    assert call["name"] == "paint" and call["args"]["color"] in ("red", "blue")
+    whole: Any = None
+    for chunk in painter.stream(messages):
+        whole = chunk if whole is None else whole + chunk
+    (streamed,) = whole.tool_calls
+    assert streamed["name"] == "paint" and streamed["args"] == call["args"]
+    answered = [*messages, called, ToolMessage("done", tool_call_id=str(call["id"]))]
+    assert chat.bind_tools([tool]).invoke(answered).response_metadata["finish_reason"]
+    schema = {"title": "Scene", "description": "a scene", **PAINT}
+    found = chat.with_structured_output(schema, method="json_schema").invoke(messages)
+    assert isinstance(found, dict) and found["color"] in ("red", "blue")
+    with pytest.raises(openai.AuthenticationError):
+        ChatOpenAI(base_url=house.running.url, api_key=SecretStr("none"), model=NAME, max_retries=0).invoke("?")
+
+
+def test_tools_by_the_other_clients(house: House) -> None:
+    picture = encode(draw("circle", "blue"))
+    claude = anthropic.Anthropic(base_url=house.running.base, api_key=house.keys["acme"], max_retries=0)
+    source: Any = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(picture).decode()}
+    content: Any = [{"type": "image", "source": source}, {"type": "text", "text": "what color is the shape?"}]
+    tools: Any = [{"name": "paint", "description": "paint it", "input_schema": PAINT}]
+    asked: Any = {
+        "model": NAME, "max_tokens": 64, "messages": [{"role": "user", "content": content}], "tools": tools,
+        "tool_choice": {"type": "tool", "name": "paint"},
+    }  # fmt: skip
+    said = claude.messages.create(**asked)
+    used = [block for block in said.content if block.type == "tool_use"]
+    assert len(used) == 1 and used[0].name == "paint" and used[0].input["color"] in ("red", "blue")
+    with claude.messages.stream(**asked) as stream:
+        final = stream.get_final_message()
+    assert [block.name for block in final.content if block.type == "tool_use"] == ["paint"]
+    function: Any = {"type": "function", "function": {"name": "paint", "parameters": PAINT}}
+    choice: Any = {"type": "function", "function": {"name": "paint"}}
+    arguments = ""
+    for chunk in house.client("acme").chat.completions.create(
+        model=NAME, messages=ask("what color is the shape?", picture), max_tokens=64, temperature=0, stream=True,
+        tools=[function], tool_choice=choice,
+    ):  # fmt: skip
+        for delta in chunk.choices[0].delta.tool_calls or () if chunk.choices else ():
+            arguments += (delta.function.arguments if delta.function else None) or ""
+    assert json.loads(arguments)["color"] in ("red", "blue")
 
 
 def test_nobody_is_let_in_anywhere(house: House) -> None:
@@ -215,3 +292,54 @@ def test_no_key_is_in_any_log_or_title(house: House) -> None:
     logs = read(Path("/tmp").glob("fovea-*/session_latest/logs/**/*"))
     assert logs and titles
     assert not any(secret in titles + logs for secret in secrets)
+
+
+def test_an_engine_dies_and_only_what_was_in_it_fails(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    """Last in this file: kill -9 of one of two engines under a steady load; `make drill` does the rest."""
+    engine = next(
+        process
+        for process in psutil.Process(house.running.process.pid).children(recursive=True)
+        if "VLLM::EngineCore" in " ".join(process.cmdline())
+    )
+    replica = engine.parent()
+    assert replica is not None and "ServeReplica" in " ".join(replica.cmdline())
+    picture, stop = encode(draw("circle", "green")), threading.Event()
+    failed, wrong, answered = list[str](), list[str](), list[float]()
+
+    def ask_again_and_again() -> None:
+        while not stop.is_set():
+            for _ in range(100):  # a client's retries
+                try:
+                    answer = house.post("acme", messages=ask("what color is the shape?", picture), max_tokens=8)
+                    if answer.status_code == 200:
+                        break
+                    failed.append(f"{answer.status_code} {answer.text[:100]}")
+                except httpx.HTTPError as error:
+                    failed.append(repr(error))
+                time.sleep(0.2)
+            else:
+                wrong.append("no answer in 100 tries")
+                return
+            said = answer.json()["choices"][0]["message"]["content"]
+            if said != "green":
+                wrong.append(said)
+            answered.append(time.monotonic())
+
+    threads = [threading.Thread(target=ask_again_and_again) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(answered) > 20)
+    engine.kill()
+    killed = time.monotonic()
+    until(lambda: not replica.is_running() or replica.status() == psutil.STATUS_ZOMBIE)  # it ends with its engine
+    enough = len(answered) + 50
+    until(lambda: len(answered) > enough)
+    stop.set()
+    for thread in threads:
+        thread.join(60)
+    gap = max(after - before for before, after in itertools.pairwise([killed, *(t for t in answered if t > killed)]))
+    with capsys.disabled():
+        print(
+            f"\nengine killed: {len(failed)} requests failed, {len(answered)} answered, {gap:.2f} s without an answer"
+        )
+    assert wrong == [] and len(failed) < 20, (wrong, failed)
