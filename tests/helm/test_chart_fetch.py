@@ -76,14 +76,13 @@ def test_what_is_no_checkpoint_is_refused(kind: str, folder: str, buckets: Bucke
     assert done.returncode == 1 and folder in done.stdout and not target.exists() and done.stderr == ""
 
 
-@pytest.mark.parametrize("kind", ["s3", "gs"])
-def test_a_file_that_ends_early_is_not_taken_for_whole(kind: str, buckets: Buckets, tmp_path: Path) -> None:
+def test_a_file_that_ends_early_is_not_taken_for_whole(buckets: Buckets, tmp_path: Path) -> None:
     buckets.cut.add("q/model.safetensors")
     target = tmp_path / "models"
-    done = fetch(uri(kind, buckets, tmp_path), target)
+    done = fetch(uri("gs", buckets, tmp_path), target)
     assert done.returncode == 1 and not (target / "model.safetensors").exists()
     buckets.cut.clear()
-    assert fetch(uri(kind, buckets, tmp_path), target).returncode == 0
+    assert fetch(uri("gs", buckets, tmp_path), target).returncode == 0
     assert {name: data for name, data in there(target).items() if not name.endswith(".part")} == WANTED
 
 
