@@ -53,7 +53,7 @@ class HubStore:
         at = self._at(path)
         with self._reported():
             for _ in range(ATTEMPTS):
-                head = str(self.api.repo_info(**self.place).sha)
+                head = str(self.api.repo_info(**self.place, expand=["sha"]).sha)
                 if self.api.file_exists(**{**self.place, "revision": head}, filename=at):
                     return False
                 try:
