@@ -25,6 +25,7 @@ KINDS = {"datasets": "dataset", "models": "model"}
 ATTEMPTS = 20
 MOVED = (409, 412)  # somebody committed since we looked
 CHUNK = 1 << 20
+ONLY_SHA: dict[str, Any] = {"expand": ["sha"]}  # of what the hub knows of a repository
 
 
 class HubStore:
@@ -53,7 +54,7 @@ class HubStore:
         at = self._at(path)
         with self._reported():
             for _ in range(ATTEMPTS):
-                head = str(self.api.repo_info(**self.place, expand=["sha"]).sha)
+                head = str(self.api.repo_info(**self.place, **ONLY_SHA).sha)
                 if self.api.file_exists(**{**self.place, "revision": head}, filename=at):
                     return False
                 try:
