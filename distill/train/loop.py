@@ -114,7 +114,9 @@ class Loop:
             for name, parameter in self.parameters.items():
                 parameter.copy_(found["weights"][name])
         self.optimizer.load_state_dict(found["optimizer"])
-        torch.set_rng_state(found["random"])
+        torch.set_rng_state(found["random"][0])
+        if found["random"][1]:
+            torch.cuda.set_rng_state_all(found["random"][1])
         saved = found["state"]
         self.state = State(**(saved | {"curve": [Point(**p) for p in saved["curve"]]}))
         self._write_curve()
@@ -129,7 +131,7 @@ class Loop:
                 "identity": self.identity,
                 "weights": {name: p.detach() for name, p in self.parameters.items()},
                 "optimizer": self.optimizer.state_dict(),
-                "random": torch.get_rng_state(),
+                "random": (torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []),
                 "state": asdict(self.state),
             },
         )

@@ -56,6 +56,8 @@ def load_model(train: Train, source: str | Path) -> Any:
     if train.method == "qlora":
         from transformers import BitsAndBytesConfig
 
+        if torch.cuda.is_available():
+            options["device_map"] = {"": 0}  # quantized as it is loaded: it does not move afterwards
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=["lm_head", *TOWERS],
@@ -135,6 +137,7 @@ def moving(model: Any) -> dict[str, Any]:
 
 def answer_logits(model: Any, batch: Batch) -> tuple[Any, Any]:
     """Return logits (answer tokens, vocabulary) and the tokens that should have come (answer tokens)."""
+    batch = batch.to(next(model.parameters()).device)
     given: dict[str, Any] = dict(batch.extra)
     if batch.positions is not None:
         given["position_ids"] = batch.positions

@@ -172,6 +172,16 @@ class Batch:
     pixels: dict[str, Any]
     owner: list[int]
 
+    def to(self, device: Any) -> Batch:
+        """Return the batch with its tensors on `device`."""
+
+        def moved(value: Any) -> Any:
+            return {k: v.to(device) for k, v in value.items()} if isinstance(value, dict) else value.to(device)
+
+        positions = None if self.positions is None else moved(self.positions)
+        tensors = (moved(self.ids), moved(self.mask), moved(self.labels), moved(self.extra))
+        return Batch(*tensors, positions, moved(self.pixels), self.owner)
+
 
 def texts(processor: Any, question: str, target: str) -> tuple[str, str]:
     """Return the prompt, as the chat template writes it for generation, and the answer with what ends it."""

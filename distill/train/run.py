@@ -105,7 +105,10 @@ def train_student(work: Work) -> dict[str, Any]:
     if validation is None and train.patience is not None:
         raise UsageError("needs validation rows that were kept, and there are none", field="train.patience",
                          value=train.patience, fix="mark rows with split validation, or leave it out")  # fmt: skip
-    model = load_model(train, source).to("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(train, source)
+    if train.method != "qlora":
+        model = model.to(device)
     _fast_attention(model)
     core, folder = core_of(model), work.out / "train"
     encoded = EncodedRows(training, processor, longest=student.max_tokens, core=core)
@@ -120,7 +123,7 @@ def train_student(work: Work) -> dict[str, Any]:
             with atomic_write(folder / "curve.html") as file:
                 file.write(curve_page(recipe.name, loop.state, steps))
 
-        teacher = _teacher(train, work.folder, processor)
+        teacher = _teacher(train, work.folder, processor, device)
         loop = Loop(model, train, recipe.seed, encoded, looked, folder, identity, teacher=teacher, told=told)
         started = time.monotonic()
         state = loop.run()
@@ -183,7 +186,7 @@ def has_split(kept: Path, split: str) -> bool:
     return any(row.split == split for row in read_labels(kept))
 
 
-def _teacher(train: Train, folder: Path, processor: Any) -> Any:
+def _teacher(train: Train, folder: Path, processor: Any, device: str) -> Any:
     """Return the teacher of logit distillation, frozen.  Raises UsageError where its vocabulary is another."""
     if train.logits is None:
         return None
@@ -194,7 +197,7 @@ def _teacher(train: Train, folder: Path, processor: Any) -> Any:
         raise UsageError("the teacher has another vocabulary than the student", field="train.logits.checkpoint",
                          value=train.logits.checkpoint, fix="leave it out: learn from the answers")  # fmt: skip
     teacher = load_model(train.model_copy(update={"method": "full", "prune": None}), source)
-    return teacher.requires_grad_(False).eval()
+    return teacher.requires_grad_(False).eval().to(device)
 
 
 def _fast_attention(model: Any) -> None:
