@@ -23,6 +23,7 @@ from models.image_tokens.rules import (
 from models.support.errors import UsageError
 
 MAX_SIDE = 1_000_000
+_LARGE_IMAGE = (2000, 1500)  # every level of detail that a model has shows on it
 
 _MEASURED = "bills measured in 2026-03 fit {0} instead of the documented multiplier (community.openai.com 1377015)"
 _NO_LOW = "detail low does not change the bill of this model (measured, community.openai.com 1262691, 1377015)"
@@ -170,4 +171,10 @@ def image_tokens(model: str, width: int, height: int, detail: str = "high") -> I
         tokens = rule.tokens(width, height, detail)
     except ValueError as error:
         raise UsageError(str(error), field="width, height", value=f"{width}x{height}", fix="crop or pad it") from error
+    if (
+        detail != "high"
+        and note != _NO_LOW
+        and rule.tokens(*_LARGE_IMAGE, detail) == rule.tokens(*_LARGE_IMAGE, "high")
+    ):
+        note = "; ".join(filter(None, (note, f"detail {detail} changes nothing for this model")))
     return ImageTokens(known, width, height, detail, tokens, rule.name, rule.source, note)

@@ -204,3 +204,21 @@ def test_every_entry_names_a_source() -> None:
     for name in known_models():
         result = image_tokens(name, 640, 480)
         assert result.source and result.rule and result.as_dict()["tokens"] == result.tokens
+
+
+@pytest.mark.parametrize(
+    ("model", "detail", "told"),
+    [
+        ("gpt-4o", "low", False),
+        ("gpt-4o", "original", True),
+        ("gpt-5.4", "original", False),
+        ("gemini-2.5-pro", "low", False),
+        ("qwen2.5-vl", "low", True),
+        ("paligemma-448", "low", True),
+        ("claude-sonnet-4-5", "low", True),
+        ("qwen2.5-vl", "high", False),
+    ],
+)
+def test_a_detail_that_a_model_does_not_have_is_told(model: str, detail: str, told: bool) -> None:
+    note = image_tokens(model, 64, 64, detail).note or ""
+    assert (f"detail {detail} changes nothing for this model" in note) is told
