@@ -17,7 +17,10 @@ import pytest
 import yaml
 from referencing import Registry, Resource
 
+from serving.affinity import BALANCE
+from serving.affinity import environment as affinity_environment
 from serving.app import expand
+from serving.parts import front_part
 from serving.runtime import fast_path_environment
 from serving.stack import parse_stack
 from tests.helm.chart import (
@@ -301,6 +304,30 @@ def test_every_ray_container_has_the_fast_path(profile: str, tmp_path: Path) -> 
         for key in set(wanted) - set(LEFT_OUT):
             assert environment.get(key) == wanted[key] or key in OWN_PLACE, (name, key)
         assert set(environment) >= OWN_PLACE
+
+
+@pytest.mark.parametrize("load", [None, 1.5, 1.29, 2])
+def test_image_affinity_is_in_every_ray_containers_environment(load: float | None) -> None:
+    section = {} if load is None else {"load": load}
+    stack = parse_stack({"models": [{"name": "m", "source": "x"}], "affinity": section})
+    found = [pod for name, pod in pods(render({"stack": {"affinity": section}}, "cpu")).items() if "RayService" in name]
+    for pod in found:
+        environment = {one["name"]: one.get("value") for one in pod["spec"]["containers"][0]["env"]}
+        assert environment[BALANCE] == affinity_environment(stack)[BALANCE]
+    assert len(found) == 2 and BALANCE not in str(manifests("cpu"))
+
+
+def test_the_front_gets_what_it_goes_by() -> None:
+    """And nothing else: a change of what it does not use must not start it anew."""
+    stack = merged(EVERYTHING["stack"], {"limits": {"concurrent": 7}, "drain_s": 5, "metrics": False, "affinity": {}})
+    config = serve_config(render(merged(EVERYTHING, {"stack": stack})))
+    (front,) = [one for one in config["applications"] if one["name"] == "front"]
+    part = front["args"]["stack"]
+    own = parse_stack({**part, "models": [{"name": "front", "source": "front"}]})
+    wanted = front_part(parse_stack(expand({**stack, "identify": None, "listen": {**stack["listen"], "public": True}})))
+    assert front_part(own) == wanted
+    defaults = parse_stack({"models": [{"name": "front", "source": "front"}]})
+    assert set(part) == {key for key in part if getattr(wanted, key) != getattr(defaults, key)}
 
 
 def test_the_charts_version_is_in_no_pod(tmp_path: Path) -> None:

@@ -118,6 +118,9 @@ capabilities: {drop: [ALL]}
 - {name: RAY_SERVE_HAPROXY_METRICS_ENABLED, value: "0"}
 - {name: RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S, value: "1"}
 - {name: RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, value: serving.middleware.straight}
+{{- if kindIs "map" .Values.stack.affinity }}
+- {name: RAY_SERVE_HAPROXY_BALANCE_ALGORITHM, value: {{ printf "hdr(x-fovea-image)\n    hash-type consistent sdbm avalanche\n    hash-balance-factor %d" (round (mulf 100.0 (float64 (.Values.stack.affinity.load | default 1.5))) 0 | int) | quote }}}
+{{- end }}
 - {name: RAY_worker_niceness, value: "0"}
 - {name: RAY_USAGE_STATS_ENABLED, value: "0"}
 - {name: RAY_enable_metrics_collection, value: "0"}

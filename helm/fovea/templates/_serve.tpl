@@ -42,7 +42,7 @@ applications:
     import_path: serving.app:build
     args:
       stack:
-        {{- toYaml (merge (dict "listen" (merge (dict "public" true) $stack.listen)) (pick $stack "limits" "metrics" "drain_s" "traces")) | nindent 8 }}
+        {{- toYaml (merge (dict "listen" (merge (dict "public" true) $stack.listen)) (pick $stack "limits" "affinity" "metrics" "traces" "drain_s")) | nindent 8 }}
     deployments:
       - name: front
         {{- include "fovea.replicas" (dict "root" $ "name" "front" "replicas" .Values.frontReplicas) | nindent 8 }}
