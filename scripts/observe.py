@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 from models.support.errors import CheckFailed  # noqa: E402
 from scripts.chart_dashboards import dashboards, queries  # noqa: E402
 from scripts.chart_tools import tool  # noqa: E402
+from scripts.observe_grafana import grafana  # noqa: E402
 from serving.runtime import free_port  # noqa: E402
 
 FOVEA = [sys.executable, str(ROOT / "fovea.py")]
@@ -254,32 +254,6 @@ def verdict(url: str) -> int:
     return len(empty)
 
 
-def grafana(processes: Processes, folder: Path, url: str) -> str | None:
-    """Start Grafana with the dashboards, where it is installed, and return its URL."""
-    binary = shutil.which("grafana")
-    home = next((p for p in (Path("/usr/share/grafana"), Path("/opt/grafana")) if p.exists()), None)
-    if binary is None or home is None:
-        return None
-    port, own = free_port(), folder / "grafana"
-    for kind, data in (
-        ("datasources", {"datasources": [{"name": "prometheus", "type": "prometheus", "url": url, "isDefault": True}]}),
-        (
-            "dashboards",
-            {"providers": [{"name": "fovea", "options": {"path": str(ROOT / "helm/fovea/files/dashboards")}}]},
-        ),
-    ):
-        (own / kind).mkdir(parents=True, exist_ok=True)
-        (own / kind / "fovea.yaml").write_text(yaml.safe_dump({"apiVersion": 1, **data}))
-    settings = {
-        "GF_PATHS_PROVISIONING": own, "GF_PATHS_DATA": own / "data", "GF_SERVER_HTTP_ADDR": "127.0.0.1",
-        "GF_SERVER_HTTP_PORT": port, "GF_AUTH_ANONYMOUS_ENABLED": "true", "GF_ANALYTICS_REPORTING_ENABLED": "false",
-        "GF_ANALYTICS_CHECK_FOR_UPDATES": "false",
-    }  # fmt: skip
-    environment = {**os.environ, **{key: str(value) for key, value in settings.items()}}
-    processes.start([binary, "server", "--homepath", str(home)], folder / "grafana.log", env=environment)
-    return f"http://127.0.0.1:{port}"
-
-
 def observe(args: argparse.Namespace, folder: Path, processes: Processes) -> int:
     """Run it all; return the exit code."""
     print("starting the stack, Prometheus and a Pushgateway", flush=True)
@@ -295,7 +269,7 @@ def observe(args: argparse.Namespace, folder: Path, processes: Processes) -> int
     if args.check:
         return 1 if empty else 0
     print(f"\nstack      {stack}/v1, with the key {keys['demo']}\nPrometheus {url}")
-    shown = grafana(processes, folder, url)
+    shown = grafana(processes.start, folder, url)
     print(f"Grafana    {shown}/dashboards" if shown else "Grafana    is not installed here: no dashboards to look at")
     print("Ctrl-C ends it all", flush=True)
     while processes.running[0].poll() is None:
