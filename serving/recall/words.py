@@ -6,7 +6,7 @@ order, after these rewritings and no others:
 
     politeness            please, hello, can you tell me
     contractions          what's, isn't
-    spelling              colour, grey, centre
+    spelling              colour, where it is what is asked for
     "in the picture"      of the only picture of the request, by whichever name
     which + noun          what + noun
     what type of          what kind of
@@ -15,7 +15,8 @@ order, after these rewritings and no others:
     counting              how many X are there, do you see, are in the picture, are shown
 
 Whatever is not listed counts: numbers, units, negations, names (capitals inside a sentence), plurals, tenses, articles,
-symbols, and every word of another language.
+symbols, and every word of another language.  Only a single question is rewritten: nothing where something is quoted, or
+where there is more than one sentence (a greeting in a text to translate is no politeness).
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ STARTS = frozenset(
     ).split()
 )
 """Words whose capital at the start of a sentence means nothing.  A name could stand there: all others keep theirs."""
-SPELLING = {
-    "colour": "color", "colours": "colors", "coloured": "colored", "grey": "gray", "centre": "center", "an": "a",
-}  # fmt: skip
+QUOTES = frozenset("\"'`\u2018\u201c\u201d\u00ab\u00bb\u201e")
+BREAKS = frozenset((".", "?", "!", ":", ";"))
+ASKING = STARTS - frozenset(("a", "an", "the", "there", "in", "on", "at", "of", "this", "that", "these", "those", "it"))
+"""What a single question can begin with."""
 CONTRACTED = {
     "what's": ("what", "is"), "who's": ("who", "is"), "where's": ("where", "is"), "how's": ("how", "is"),
     "there's": ("there", "is"), "can't": ("can", "not"), "cannot": ("can", "not"), "won't": ("will", "not"),
@@ -53,13 +55,18 @@ NO_NOUN = frozenset((*IS, *DO, "of", "one", "ones", "did", "was", "were", "can",
 
 def meaning(text: str, images: int) -> tuple[str, ...]:
     """Return the words that count, in order, of a question about so many images."""
-    words = _words(unicodedata.normalize("NFC", text).replace("\u2019", "'"))
+    plain = unicodedata.normalize("NFC", text).replace("\u2019", "'")
+    raw = TOKEN.findall(plain)
+    words = _words(plain)
     while words and words[-1] in ("?", ".", "!"):
         words.pop()
     words, asked = _polite(words)
+    single = words[:1] and (words[0] in ASKING or (asked and words[0] == "the")) and BREAKS.isdisjoint(words)
+    if not single or not QUOTES.isdisjoint(raw):
+        return tuple(raw)
     if images == 1:
         words = _without_picture(words)
-    words = _which(words)
+    words = _colour(_which(words))
     for rewrite in (_attribute, _existence, _counting):
         words = rewrite(words, asked, images)
     return tuple(words)
@@ -75,9 +82,9 @@ def _words(text: str) -> list[str]:
         if word in CONTRACTED:
             found += CONTRACTED[word]
         elif word.endswith("n't") and len(word) > 3:
-            found += [SPELLING.get(word[:-3], word[:-3]), "not"]
+            found += [word[:-3], "not"]
         else:
-            found.append(SPELLING.get(word, word))
+            found.append(word)
     return found
 
 
@@ -95,7 +102,6 @@ def _polite(words: list[str]) -> tuple[list[str], bool]:
             break
         if words and words[0].lower() in STARTS:
             words = [words[0].lower(), *words[1:]]
-            words[0] = SPELLING.get(words[0], words[0])
     while words and words[-1] == "please":
         words = words[:-2] if words[-2:-1] == [","] else words[:-1]
     return words, asked
@@ -134,6 +140,17 @@ def _which(words: list[str]) -> list[str]:
         else:
             out.append(word)
     return out
+
+
+def _colour(words: list[str]) -> list[str]:
+    """`colour` -> `color` where it is asked for, not where it may be a word in the picture."""
+    if words[:2] == ["what", "colour"] or words[:3] == ["the", "colour", "of"]:
+        return [words[0], "color", *words[2:]]
+    for start in (["what", "is", "the"], ["name", "the"], ["identify", "the"]):
+        size = len(start)
+        if words[: size + 2] == [*start, "colour", "of"]:
+            return [*start, "color", *words[size + 1 :]]
+    return words
 
 
 def _attribute(words: list[str], asked: bool, images: int) -> list[str]:
