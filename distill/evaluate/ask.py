@@ -11,6 +11,7 @@ from pathlib import Path
 
 from distill.evaluate.arms import Arm, address
 from distill.evaluate.pictures import KINDS, variant
+from distill.export.parity import parity
 from distill.recipe.evaluate import Evaluate
 from distill.work import Work
 from models.evaluation import EvaluationSettings, evaluate
@@ -18,6 +19,7 @@ from models.evaluation.compare import Evaluated, read_evaluation
 from models.golden import GoldenSet, load_golden
 from models.providers import VENDORS
 from models.support.errors import CheckFailed, UsageError
+from models.support.files import write_json
 
 PLAIN = "plain"
 
@@ -92,6 +94,9 @@ def ask(work: Work, arm: Arm) -> dict[tuple[str, str], Evaluated]:
             if _finished(job) is None:
                 url = url or running.enter_context(address(arm))
                 _evaluate(work, section, job, url)
+        if arm.name == "student" and work.recipe.export is not None and not parity_path(work, arm).exists():
+            # while it is served anyway: a start of the engine takes longer than all of this
+            measure_parity(work, arm, url or running.enter_context(address(arm)))
     found = {}
     for job in jobs:
         finished = _finished(job)
@@ -99,6 +104,22 @@ def ask(work: Work, arm: Arm) -> dict[tuple[str, str], Evaluated]:
         name = next(n for n in sorted(names, key=len, reverse=True) if job.golden.name.startswith(n))
         found[name, job.kind] = finished
     return found
+
+
+def parity_path(work: Work, arm: Arm) -> Path:
+    """Return where the comparison of engine and weights lies: other weights or items are another file."""
+    assert work.recipe.export is not None
+    return work.out / "evaluate" / f"parity-{arm.key}-{work.recipe.export.parity_items}.json"
+
+
+def measure_parity(work: Work, arm: Arm, url: str) -> None:
+    """Compare the engine at `url` with the arm's weights on the first items of every set, and write it down."""
+    section, wanted = work.recipe.evaluate, work.recipe.export
+    assert section is not None and wanted is not None and arm.folder is not None
+    sets = [golden for golden, _ in sets_of(work)]
+    each = -(-wanted.parity_items // len(sets))
+    items = [item for golden in sets for item in golden.sample(each, work.recipe.seed)][: wanted.parity_items]
+    write_json(parity_path(work, arm), parity(arm.folder, url, arm.model, items, section.max_tokens))
 
 
 def _finished(job: Job) -> Evaluated | None:

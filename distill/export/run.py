@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from distill.evaluate.arms import checkpoint_digest
-from distill.evaluate.ask import PLAIN, sets_of
-from distill.export.parity import parity
+from distill.evaluate.arms import address, arms_of, checkpoint_digest
+from distill.evaluate.ask import PLAIN, measure_parity, parity_path, sets_of
 from distill.recipe.evaluate import Export
 from distill.steps import file_digest
 from distill.work import Work
 from models.evaluation.compare import read_evaluation
-from models.evaluation.target import served_folder
 from models.registry import open_registry
 from models.registry.gates import problems
 from models.registry.schema import Policy, Requirement, Version
@@ -49,13 +48,12 @@ def export_student(work: Work) -> dict[str, Any]:
     folder = work.out / "train" / "student"
     digest = checkpoint_digest(folder)
     evaluations = _evaluations(work, digest)
-    found = _parity(work, section, folder)
-    write_json(work.out / "export" / "parity.json", found)
+    found = _parity(work)
     if found["worst"] > section.parity_tolerance:
         raise CheckFailed(
             f"transformers and vLLM differ by {found['worst']:.3f} in a token's probability",
             field="export.parity_tolerance", value=section.parity_tolerance,
-            fix=f"{work.out / 'export' / 'parity.json'} says on which items; nothing was registered",
+            fix=f"{work.out / 'evaluate'} has parity-*.json, which says on which items; nothing was registered",
         )  # fmt: skip
     registry = open_registry(None if section.store is None else str((work.folder / section.store).resolve()))
     known = registry.versions(section.name) if section.name in registry.names() else []
@@ -97,13 +95,15 @@ def _evaluations(work: Work, digest: str) -> list[dict[str, Any]]:
         ) from error
 
 
-def _parity(work: Work, section: Export, folder: Path) -> dict[str, Any]:
-    assert work.recipe.evaluate is not None
-    sets = [golden for golden, _ in sets_of(work)]
-    each = -(-section.parity_items // len(sets))
-    items = [item for golden in sets for item in golden.sample(each, work.recipe.seed)][: section.parity_items]
-    with served_folder(folder.resolve(), NAME) as url:
-        return parity(folder, url, NAME, items, work.recipe.evaluate.max_tokens)
+def _parity(work: Work) -> dict[str, Any]:
+    """Return what the evaluation measured while the student was served; measure it now where it did not."""
+    arm = next(arm for arm in arms_of(work) if arm.name == NAME)
+    path = parity_path(work, arm)
+    if not path.exists():
+        with address(arm) as url:
+            measure_parity(work, arm, url)
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return found
 
 
 def _register(work: Work, section: Export, registry: Any, folder: Path) -> Version:

@@ -115,6 +115,14 @@ def naming_rows(folder: Path, *, pictures: int, photos: int, seed: int) -> list[
     return rows
 
 
+def random_names(rows: Sequence[Row], *, seed: int) -> dict[str, str]:
+    """Return a colour or a shape for each naming row, drawn without a look at the picture."""
+    rng = np.random.default_rng([seed, 11])
+    names = {"color": list(shapes.COLORS), "shape": list(shapes.SHAPES)}
+    return {row["id"]: names[kind][int(rng.integers(len(names[kind])))] for row in rows
+            if (kind := row["id"].partition("-")[0]) in names}  # fmt: skip
+
+
 def yes_no_rows(rows: Sequence[Row], said: Mapping[str, str], *, per_picture: int, seed: int) -> list[Row]:
     """Return rows of yes/no questions about the pictures of `rows`; `said` are the teacher's answers by row id.
 

@@ -42,11 +42,14 @@ class Scale:
     pictures: int
     photos: int
     yes_no: int
+    balanced: bool
     held_out_photos: int
 
 
-WHOLE = Scale(teacher_pictures=4000, teacher_photos=5000, pictures=2600, photos=2400, yes_no=2, held_out_photos=400)
-SHORT = Scale(teacher_pictures=0, teacher_photos=0, pictures=900, photos=0, yes_no=1, held_out_photos=0)
+WHOLE = Scale(
+    teacher_pictures=4000, teacher_photos=5000, pictures=2600, photos=2400, yes_no=2, balanced=True, held_out_photos=400
+)
+SHORT = Scale(teacher_pictures=0, teacher_photos=0, pictures=600, photos=0, yes_no=1, balanced=False, held_out_photos=0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,15 +131,22 @@ def prepare_student(folder: Path, teacher: Path, recipe: str) -> Path:
 
 
 def distill(folder: Path, scale: Scale, recipe: str) -> None:
-    """Have the teacher name what it sees, ask it about that, then filter, train, evaluate, export."""
+    """Have the teacher name what it sees, ask it yes and no about that, then filter, train, evaluate, export.
+
+    Where `scale.balanced` is not set, yes and no are asked about names drawn at random, so that it is served once.
+    """
     if (folder / "naming.jsonl").exists():
         rows = [json.loads(line) for line in (folder / "naming.jsonl").read_text("utf-8").splitlines()]
     else:
         rows = data.naming_rows(folder, pictures=scale.pictures, photos=scale.photos, seed=3)
         data.write_lines(folder / "rows.jsonl", rows)
         data.write_lines(folder / "naming.jsonl", rows)
-    run(folder, recipe, folder / "out", ["collect"])
-    more = data.yes_no_rows(rows, said(folder / "out" / "collect" / "labels.jsonl"), per_picture=scale.yes_no, seed=3)
+    if scale.balanced:
+        run(folder, recipe, folder / "out", ["collect"])
+        names = said(folder / "out" / "collect" / "labels.jsonl")
+    else:
+        names = data.random_names(rows, seed=3)
+    more = data.yes_no_rows(rows, names, per_picture=scale.yes_no, seed=3)
     data.write_lines(folder / "rows.jsonl", [*rows, *more])
     run(folder, recipe, folder / "out", list(STEPS))
 

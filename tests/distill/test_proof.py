@@ -135,10 +135,10 @@ def test_the_whole_path_with_simulated_servers(tmp_path: Path, monkeypatch: pyte
         with OpenAISimulator(answer, model=name) as sim:
             yield sim.url
 
-    for module in ("distill.collect.hosted", "distill.evaluate.arms", "distill.export.run"):
+    for module in ("distill.collect.hosted", "distill.evaluate.arms"):
         monkeypatch.setattr(f"{module}.served_folder", served)
     same = {"items": 2, "steps": 4, "worst": 0.01, "mean": 0.001, "greedy": 1.0, "by_item": []}
-    monkeypatch.setattr("distill.export.run.parity", lambda *_: same)  # the real one: tests/e2e
+    monkeypatch.setattr("distill.evaluate.ask.parity", lambda *_: same)  # the real one: tests/e2e
     recipe = yaml.safe_load((HERE / "short.yaml").read_text())
     recipe["train"] |= {"stages": [{"steps": 4}], "batch": 4, "evaluate_every": 2}
     recipe["evaluate"] |= {"limit": 60, "robust_items": 10}
@@ -148,7 +148,8 @@ def test_the_whole_path_with_simulated_servers(tmp_path: Path, monkeypatch: pyte
     run.student_of(run.EMBEDDED, tmp_path / "out", scale, "short.yaml")
     student = tmp_path / "out/student"
     report = json.loads((student / "out/report.json").read_text())
-    assert report["collect"]["answers"] == len(lines(student / "rows.jsonl")) > 40
+    # a question that was drawn twice is bought once
+    assert 50 < report["collect"]["answers"] <= len(lines(student / "rows.jsonl"))
     assert report["evaluate"]["arms"]["teacher"]["parameters"] > 5 * report["train"]["parameters"]
     assert report["evaluate"]["arms"]["teacher"]["accuracy"]["value"] > 0.7
     assert report["export"]["version"] == "demo-student@1" and report["export"]["refused_for"][0] == (
