@@ -350,3 +350,23 @@ def test_every_dashboard_query_has_an_answer_from_a_real_run(
     printed = capsys.readouterr().out
     assert empty == 0 and int(re.findall(r"(\d+) queries, 0 without", printed)[0]) > 50, printed[-6000:]
     assert int(re.findall(r"(\d+) rules", printed)[0]) > 20
+
+
+def test_a_rayjobs_command_reaches_fovea_through_rays_job_server(served: Served) -> None:
+    """Words with blanks and quotes arrive as they are; what the command says is in the job's log."""
+    cluster = served.cluster
+    recipe = {"name": "a wrong one", "sed": 0}
+    job = {"name": "wrong", "recipe": recipe, "args": ["--json"], "resources": {"limits": {"memory": "1Gi"}}}
+    manifests = render(merged(served.given, {"jobs": {"distill": [job]}}), "cpu")
+    found = one(manifests, "RayJob")
+    recipe_file = cluster.folder / "it's a recipe.yaml"
+    recipe_file.write_text(one(manifests, "ConfigMap", found["metadata"]["name"])["data"]["recipe.yaml"])
+    line = found["spec"]["entrypoint"].replace("/opt/fovea/.venv/bin", str(BINARIES))
+    line = line.replace("/data/", f"{cluster.folder}/data/")
+    line = line.replace("/recipe/recipe.yaml", str(recipe_file).replace("'", "'\\''"))
+    # as the pod that KubeRay makes for it: a shell splits the line, `ray job submit` takes the words
+    submit = f"{BINARIES}/ray job submit --address http://127.0.0.1:{cluster.dashboard} -- {line}"
+    command = ["bash", "-c", submit]
+    done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, check=False, timeout=180)
+    said = done.stdout + done.stderr
+    assert done.returncode != 0 and "it's a recipe.yaml: sed: unknown field (got 0); did you mean 'seed'?" in said, said
