@@ -58,12 +58,12 @@ def processes(stack: Served, mark: str) -> list[int]:
 
 
 def kill(stack: Served, mark: str) -> int:
-    """Kill -9 the oldest process of a stack with `mark`; return its id."""
+    """Kill -9 the newest process of a stack with `mark` (an older proxy may be on its way out); return its id."""
     found = processes(stack, mark)
     if not found:
         raise CheckFailed("the stack has no such process", value=mark)
-    os.kill(found[0], signal.SIGKILL)
-    return found[0]
+    os.kill(found[-1], signal.SIGKILL)
+    return found[-1]
 
 
 async def well(url: str, replicas: int, degraded: bool = False) -> bool:
@@ -244,7 +244,7 @@ def main() -> int:
 
     from serving.runtime import free_port
 
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name, small_disk(Path(name) / "disk", 3) as disk:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name, small_disk(Path(name) / "disk", 12) as disk:
         folder, port = Path(name), free_port()
         if disk is None and "disk" in args.drills:
             print("disk: left out, this user may not mount a file system", file=sys.stderr)
@@ -253,7 +253,8 @@ def main() -> int:
         valkey.start()
         stack = {
             "models": [{"name": MODEL, "source": "embedded:qwen2_5_vl", "max_model_len": 2048, "replicas": 2}],
-            "recall": {"store": str((disk or folder) / "answers.db"), "memory_bytes": MIB, "semantic": {}},
+            "recall": {"store": str((disk or folder) / "answers.db"), "memory_bytes": MIB, "file_bytes": MIB,
+                       "semantic": {}},
             "admit": {"store": f"valkey://127.0.0.1:{port}/0", "on_failure": "open",
                       "default": {"requests_per_minute": 10**6, "concurrent": 1000}},
             "lane": {}, "batches": {"folder": str(folder / "batches"), "lease_s": 5},
