@@ -49,7 +49,7 @@ def add_registry(parser: argparse.ArgumentParser) -> None:
     sub = parser.add_subparsers(dest="registry_command", metavar="COMMAND", required=True)
     for name, (text, add, run) in COMMANDS.items():
         child = sub.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        child.add_argument("--store", help="folder or fsspec URL (FOVEA_REGISTRY, or runs/registry)")
+        child.add_argument("--store", help="folder, hf:// repository or fsspec URL (FOVEA_REGISTRY, or runs/registry)")
         child.add_argument("--json", action="store_true", help="print one JSON object instead of text")
         add(child)
         child.set_defaults(run=_opened(run))
