@@ -26,9 +26,9 @@ from serving.bench_stack import served
 
 MODEL = "fovea-qwen"
 SYSTEMS: dict[str, tuple[dict[str, Any], bool]] = {
-    "least connections": ({}, False),
     "round robin": ({"affinity": {}}, False),
     "affinity": ({"affinity": {}}, True),
+    "least connections": ({}, False),
 }
 COUNTERS = ("mm_cache_queries", "mm_cache_hits", "prefix_cache_queries", "prefix_cache_hits")
 
