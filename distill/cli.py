@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +35,23 @@ def _run(args: argparse.Namespace) -> int:
     from distill.steps import STEPS, run_steps, wanted
     from distill.work import open_work
 
+    signal.signal(signal.SIGTERM, _interrupted)  # as Ctrl-C: what is served for us ends with us
     work = open_work(args.recipe, args.out)
     names = wanted(work) if args.action == "run" else [args.action]
     try:
         reports = run_steps(work, names)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("what was answered, and the last checkpoint, are kept") from None
+        raise KeyboardInterrupt("what was answered is kept, and so is the last checkpoint") from None
     if args.json:
         print_json(reports if args.action == "run" else reports[args.action])
     else:
         for name, report in reports.items():
             print(STEPS[name].summary(report))
     return 0
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _plan(args: argparse.Namespace) -> int:
