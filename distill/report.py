@@ -201,7 +201,7 @@ def _pictures(page: Page, evaluate: Mapping[str, Any]) -> None:
     head = ["set", "picture", "true picture", "changed picture", "95 % interval", "same answer", "n"]
     page.add(table(head, rows, text_columns=(0, 1)))
     for golden, one in (evaluate["consistency"] or {}).items():
-        page.text(f"{golden}: in all wordings the same answer to {share(one['same_answer'])} of the items.")
+        page.text(f"{golden}: in all wordings and repeats the same answer to {share(one['same_answer'])} of the items.")
 
 
 def _calibration(page: Page, evaluate: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ PLAIN = "plain"
 
 @dataclass(frozen=True)
 class Job:
-    """One set, asked of one arm in one wording; `kind` is `plain`, `hidden`, `damaged` or `wording-2`."""
+    """One set, asked of one arm in one wording; `kind` is `plain`, `hidden`, `damaged`, `repeat-2` or `wording-2`."""
 
     arm: Arm
     golden: GoldenSet
@@ -71,8 +71,8 @@ def jobs_of(work: Work, arm: Arm) -> list[Job]:
             if not (made / "golden.jsonl").exists():
                 variant(golden, kind, section.robust_items, work.recipe.seed, made)
             found.append(Job(arm, load_golden(made), str(made.resolve()), kind, None, folder / kind))
-        for number, prompt in enumerate(section.variants, 2):
-            kind = f"wording-{number}"
+        again = [(f"repeat-{number}", "{question}") for number in range(2, section.repeats + 2)]
+        for kind, prompt in [*again, *((f"wording-{n}", text) for n, text in enumerate(section.variants, 2))]:
             limit = min(section.robust_items or 200, section.limit or 10**9)
             found.append(Job(arm, golden, spec, kind, limit, folder / kind, prompt))
     return found

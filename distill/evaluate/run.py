@@ -195,7 +195,7 @@ def _changed_pictures(work: Work, answers: Answers) -> dict[str, Any]:
 
 
 def _consistency(work: Work, section: Evaluate, answers: Answers) -> dict[str, Any] | None:
-    if not section.variants:
+    if not section.variants and not section.repeats:
         return None
     found = {}
     for golden, _ in sets_of(work):

@@ -34,6 +34,7 @@ class Evaluate(Section):
     robust_items: int = Field(
         200, ge=0, description="Items of each set asked again with the picture hidden, and with it damaged; 0: none."
     )
+    repeats: int = Field(0, ge=0, le=10, description="Times that the student is asked again, word for word.")
     variants: list[str] = Field(
         default_factory=list, description="Other wordings, `{question}` in them: how steady is the student?"
     )

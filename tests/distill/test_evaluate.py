@@ -91,7 +91,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_everything_is_compared_on_the_same_items(tmp_path: Path, served: list[str]) -> None:
-    work = proof_work(tmp_path, variants=["{question} please"])
+    work = proof_work(tmp_path, variants=["{question} please"], repeats=1)
     report = evaluate_student(work)
     assert served == ["teacher", "base", "student"]
     arms = report["arms"]
@@ -110,7 +110,8 @@ def test_everything_is_compared_on_the_same_items(tmp_path: Path, served: list[s
     shown = report["pictures"]["truth"]
     assert shown["hidden"]["accuracy"]["value"] < 0.7 < shown["hidden"]["with_the_true_picture"]["value"]
     assert sum(f["n"] for f in shown["damaged"]["by_damage"].values()) == 30
-    assert report["consistency"]["truth"]["same_answer"]["value"] == 1
+    steady = report["consistency"]["truth"]
+    assert steady["same_answer"]["value"] == 1 and len(steady["accuracy"]) == 3
     # the cascade passes on what the student is unsure of, which is what it has wrong
     kept = report["cascade"]["kept"]
     assert kept["accuracy"]["value"] >= 0.97 and kept["passed_on"]["value"] < 0.3
