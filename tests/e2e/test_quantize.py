@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from models.golden import load_golden
-from models.registry import open_registry
+from models.registry import Policy, open_registry
+from models.registry.schema import Requirement
 from models.support.errors import CheckFailed
 from quantize import artifact
 from quantize.calibration import draw
@@ -202,6 +203,7 @@ def test_the_version_knows_its_parent_and_its_reports(int4: Made) -> None:
 
 def test_live_goes_back_to_the_parent(int4: Made) -> None:
     registry = open_registry(int4.store)
+    registry.set_policy("fovea-qwen", Policy(require=[Requirement(golden="easy-vqa", min_accuracy=0.9, max_drop=0.03)]))
     for ref in ("fovea-qwen@1", "fovea-qwen@2"):
         registry.promote(ref, "canary", by="tester")
         registry.promote(ref, "live", by="tester")
