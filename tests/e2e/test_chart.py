@@ -35,6 +35,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 BINARIES = Path(sys.executable).parent
 ASK = ROOT / "helm" / "fovea" / "files" / "ask.py"
 PASSWORD = "p@ss/word%"
+PROFILE = yaml.safe_load((ROOT / "helm" / "fovea" / "values-cpu.yaml").read_text())
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
@@ -239,9 +240,10 @@ class Served:
     keys: dict[str, str]
     collector: Receiver
 
-    def config(self, **more: Any) -> dict[str, Any]:
-        """Return the Serve config of the profile with further values."""
-        return serve_config(render(merged(self.given, more), "cpu"))
+    def config(self, replicas: int, stack: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+        """Return the Serve config of the profile with another number of replicas and further values."""
+        models = [{**PROFILE["stack"]["models"][0], "replicas": replicas}]
+        return serve_config(render(merged(self.given, {**more, "stack": {**(stack or {}), "models": models}}), "cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -262,11 +264,7 @@ def served() -> Iterator[Served]:
             cluster.start()
             keys = cluster.keys(one(manifests, "ConfigMap", "-files")["data"]["stack.yaml"])
             found = Served(cluster, given, keys, collector)
-            config = found.config()
-            deployment = config["applications"][0]["deployments"][0]
-            assert deployment["num_replicas"] == 2
-            deployment |= {"num_replicas": 1, "user_config": {"replicas": 1}}
-            cluster.deploy(config)
+            cluster.deploy(found.config(1))
             cluster.wait(1)
             yield found
         finally:
@@ -308,8 +306,9 @@ def test_updates_lose_no_request_and_leave_alone_what_they_need_not_touch(served
     first = cluster.wait(1)
     with Clients(cluster.base, served.keys["demo"]) as clients:
         # another limit, and as many replicas as the profile has: a second one joins, then the first is replaced
-        changed = {"stack": {"limits": {"concurrent": 200}}}
-        cluster.deploy(served.config(**changed))
+        changed = {"limits": {"concurrent": 200}}
+        assert PROFILE["stack"]["models"][0]["replicas"] == 2
+        cluster.deploy(served.config(2, changed))
         both = cluster.wait(2, old=first)
 
         # what the PodMonitor scrapes: every replica, at one address
@@ -318,14 +317,11 @@ def test_updates_lose_no_request_and_leave_alone_what_they_need_not_touch(served
 
         # by their requests from now on, which are few: one goes, the other is the same one as before
         bounds = {"minReplicas": 1, "maxReplicas": 2, "ongoingRequests": 20, "downSeconds": 1}
-        cluster.deploy(served.config(**changed, autoscaling=[{"model": "fovea-qwen", **bounds}]))
+        cluster.deploy(served.config(2, changed, autoscaling=[{"model": "fovea-qwen", **bounds}]))
         assert cluster.wait(1) < both
 
-        # a fixed number again: nobody is replaced by that either
-        fixed = served.config(**changed)
-        deployment = fixed["applications"][0]["deployments"][0]
-        deployment |= {"num_replicas": 1, "user_config": {"replicas": 1}}
-        cluster.deploy(fixed)
+        # a fixed number again, that one: nobody comes, goes or is replaced
+        cluster.deploy(served.config(1, changed))
         time.sleep(3)
         assert cluster.wait(1) < both
     assert clients.wrong == [] and clients.answered > 20, (clients.answered, len(clients.wrong), clients.wrong[:5])

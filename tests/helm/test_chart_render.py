@@ -264,10 +264,14 @@ def test_a_change_of_one_model_is_in_no_other_models_arguments() -> None:
 
 def test_replicas_follow_requests_where_that_is_asked_for() -> None:
     found = {one["name"]: one["deployments"][0] for one in serve_config(manifests("everything"))["applications"]}
-    assert found["one"]["num_replicas"] == 1 and "autoscaling_config" not in found["one"]
+    fixed = found["one"]["autoscaling_config"]
+    assert (fixed["min_replicas"], fixed["initial_replicas"], fixed["max_replicas"]) == (1, 1, 1)
+    assert all("num_replicas" not in one for one in found.values())
+    # Ray Serve starts an application anew when its policy changes: it must be the same, fixed or not
+    assert fixed["policy"] == found["two"]["autoscaling_config"]["policy"]
     scaled = found["two"]["autoscaling_config"]
     assert (scaled["min_replicas"], scaled["initial_replicas"], scaled["max_replicas"]) == (1, 2, 3)
-    assert scaled["policy"] == {"policy_function": "serving.autoscale:policy"} and "num_replicas" not in found["two"]
+    assert scaled["policy"] == {"policy_function": "serving.autoscale:policy"}
     assert found["front"]["autoscaling_config"]["min_replicas"] == 2
     single = {"autoscaling": [{"model": "fovea-qwen", "minReplicas": 0, "maxReplicas": 2, "zeroSeconds": 0}]}
     manifest = one(render(single, "cpu"), "RayService")["spec"]
@@ -341,14 +345,29 @@ def test_the_charts_version_is_in_no_pod(tmp_path: Path) -> None:
     assert before["spec"] == after["spec"]
 
 
+ROOM = {
+    "workerGroups": [
+        {"name": "cpu", "models": ["fovea-qwen"], "cpusForReplicas": 4, "resources": {"limits": {"memory": "9Gi"}}}
+    ]
+}
+
+
 def test_scaling_a_model_changes_only_the_number_of_replicas() -> None:
     """Ray Serve starts replicas anew when an application's arguments change."""
+    from ray.serve._private.deploy_utils import get_app_code_version
+    from ray.serve.schema import ServeApplicationSchema
+
+    scaled = serve_config(render({"autoscaling": [{"model": "fovea-qwen", "maxReplicas": 4}], **ROOM}, "cpu"))
     base = yaml.safe_load((CHART / "values-cpu.yaml").read_text())["stack"]["models"][0]
     two, one_ = (serve_config(render({"stack": {"models": [{**base, "replicas": n}]}}, "cpu")) for n in (2, 1))
     assert two != one_
-    deployment = two["applications"][0]["deployments"][0]
-    deployment |= {"num_replicas": 1, "user_config": {"replicas": 1}}  # user_config changes in place
+    (deployment,) = two["applications"][0]["deployments"]
+    deployment["user_config"] = {"replicas": 1}  # it changes in place, and so do bounds
+    deployment["autoscaling_config"] |= {"min_replicas": 1, "initial_replicas": 1, "max_replicas": 1}
     assert two == one_
+    assert get_app_code_version(ServeApplicationSchema(**two["applications"][0])) == get_app_code_version(
+        ServeApplicationSchema(**scaled["applications"][0])
+    ), "nor does Ray Serve start replicas anew when their number begins to follow the requests"
 
 
 def test_null_switches_a_layer_off() -> None:

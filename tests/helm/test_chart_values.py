@@ -200,5 +200,7 @@ def test_the_stack_reaches_ray_serve_as_it_is() -> None:
     ).model_dump(mode="json")
     assert len(whole) == len(Stack.model_fields)
     (application,) = serve_config(render({"stack": whole}))["applications"]
-    assert whole["models"][0].pop("replicas") == application["deployments"][0]["num_replicas"] == 2
+    assert whole["models"][0].pop("replicas") == 2
+    bounds = application["deployments"][0]["autoscaling_config"]
+    assert bounds["min_replicas"] == bounds["initial_replicas"] == bounds["max_replicas"] == 2
     assert application["args"]["stack"] == whole

@@ -81,9 +81,13 @@ applications:
 {{ (include "fovea.scaled" . | fromYaml).maxReplicas | default .replicas | int }}
 {{- end }}
 
-{{/* (root, name, replicas): how many replicas a deployment has, fixed or by their requests */}}
+{{/*
+(root, name, replicas): how many replicas a deployment has. A fixed number is autoscaling between N and N: Ray Serve would
+start all replicas anew when a policy comes or goes, and changes bounds in place.
+*/}}
 {{- define "fovea.replicas" -}}
-{{- with include "fovea.scaled" . | fromYaml -}}
+{{- $fixed := dict "minReplicas" .replicas "maxReplicas" .replicas -}}
+{{- with include "fovea.scaled" . | fromYaml | default $fixed -}}
 autoscaling_config:
   min_replicas: {{ ternary 1 .minReplicas (kindIs "invalid" .minReplicas) }}
   initial_replicas: {{ $.replicas }}
@@ -93,7 +97,5 @@ autoscaling_config:
   downscale_delay_s: {{ ternary 300 .downSeconds (kindIs "invalid" .downSeconds) }}
   downscale_to_zero_delay_s: {{ ternary 900 .zeroSeconds (kindIs "invalid" .zeroSeconds) }}
   policy: {policy_function: serving.autoscale:policy}
-{{- else -}}
-num_replicas: {{ .replicas }}
 {{- end -}}
 {{- end }}
