@@ -16,8 +16,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from serving.layers.admit import Admit
-
 if TYPE_CHECKING:
     from ray.serve.config import AutoscalingContext
 
@@ -30,6 +28,8 @@ def stats(own: int = 0) -> dict[str, float]:
     Args:
         own: how many of them are the replica's own canary, which must not keep a replica alive.
     """
+    from serving.layers.admit import Admit  # Ray Serve's controller imports this module, and needs no layers
+
     return {INSIDE: float(max(0, Admit.gate.inside - own))}
 
 

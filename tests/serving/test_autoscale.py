@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -99,3 +101,8 @@ def test_ray_serve_takes_the_policy_by_its_name() -> None:
         {"min_replicas": 0, "max_replicas": 4, "policy": {"policy_function": "serving.autoscale:policy"}}
     )
     assert _resolve_policy_callable(config.policy)(context({"a": 16.0})) == (2.0, {})
+
+
+def test_the_controller_imports_no_layers_for_it() -> None:
+    code = "import sys, serving.autoscale; sys.exit(any(name.startswith('serving.layers') for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
