@@ -15,7 +15,7 @@ from distill.work import Work
 from models.cost.ledger import usd
 from models.golden import load_golden
 from models.support.files import atomic_write, write_json
-from models.support.html import Axis, Page, Series, bars, details, line, table
+from models.support.html import Axis, Page, Series, details, line, table
 
 STEPS = ("collect", "filter", "train", "evaluate", "export")
 EXAMPLES = 6
@@ -309,6 +309,3 @@ def _ms(figure: Mapping[str, Any]) -> str:
     if figure["value"] is None:
         return "n too small"
     return f"{figure['value']:.0f} ms ({figure['low']:.0f} to {figure['high']:.0f})"
-
-
-__all__ = ["bars", "interval", "money", "report_page", "share", "write_report"]

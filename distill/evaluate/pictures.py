@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from models.golden import GoldenItem, GoldenSet
+from models.golden import GoldenSet
 from models.golden.rendered.damage import DAMAGE
 from models.golden.rendered.receipts import as_image
 from models.golden.sets import export
@@ -45,8 +45,3 @@ def variant(golden: GoldenSet, kind: str, n: int, seed: int, folder: Path) -> Pa
         items.append(replace(item, image=as_image(picture, item.id), tags={**item.tags, "picture": done}))
     export(GoldenSet(f"{golden.name}-{kind}", items), folder)
     return folder
-
-
-def originals(golden: GoldenSet, n: int, seed: int) -> list[GoldenItem]:
-    """Return the items that `variant` changes."""
-    return golden.sample(n, seed)

@@ -12,7 +12,7 @@ from typing import Any
 
 from distill.recipe.train import Stage, Train
 from distill.train import checkpoint
-from distill.train.model import answer_logits, core_of, moving
+from distill.train.model import answer_logits, moving
 from distill.train.rows import Encoded, EncodedRows, draws
 from models.support.errors import CheckFailed, UsageError
 
@@ -307,6 +307,3 @@ class Loop:
             fix="raise train.accumulate, or lower train.batch or train.image_tokens, or use method lora or qlora; "
             "the last checkpoint is kept",
         ) from error  # fmt: skip
-
-
-__all__ = ["Loop", "Point", "State", "core_of", "rate_at"]

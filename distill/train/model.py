@@ -13,6 +13,8 @@ from distill.train.rows import IGNORED, Batch
 from models.support.errors import UsageError
 
 TOWERS = ("visual", "vision_tower", "vision_model", "vision_encoder")
+# families whose `get_image_features` returns one entry a picture, so that rows can share it
+SHARING = frozenset({"qwen2_5_vl", "qwen2_vl", "qwen3_vl", "paligemma"})
 PROJECTORS = ("merger", "multi_modal_projector", "connector", "projector")
 
 
@@ -153,27 +155,25 @@ def _shared_pictures(core: Any, batch: Batch) -> Iterator[dict[str, Any]]:
     """Have the tower see every picture once, however many rows ask about it.
 
     The model calls its own `get_image_features` with the pictures of the batch; the rows' features are taken from what
-    it returns.  A model whose method returns anything else than one entry a picture gets every row's picture.
+    it returns (families of `SHARING`; the others are handed every row's picture).
     """
-    first = next(iter(batch.pixels.values()))
     pictures = max(batch.owner) + 1
-    own = getattr(core, "get_image_features", None)
-    if pictures == len(batch.owner) or own is None:
+    if pictures == len(batch.owner):
         yield batch.pixels
         return
+    own = core.get_image_features
 
     def shared(self: Any, *args: Any, **kwargs: Any) -> Any:
         found = own(*args, **kwargs)
         features = found.pooler_output
         if len(features) != pictures:
-            raise TypeError("one entry a picture was expected")  # no family of the catalog that is trained here
+            raise TypeError(f"{len(features)} features came for {pictures} pictures")
         picked = [features[i] for i in batch.owner]
         found.pooler_output = tuple(picked) if isinstance(features, tuple | list) else features[batch.owner]
         return found
 
     core.get_image_features = types.MethodType(shared, core)
     try:
-        assert first is not None
         yield batch.pixels
     finally:
         del core.get_image_features

@@ -40,13 +40,19 @@ class Encoded:
 
 
 class EncodedRows:
-    """The rows of a split, encoded once; a batch is one dictionary of tensors.
+    """The rows of a split, encoded once.
+
+    Args:
+        longest: most tokens of a row.
+        core: the module that merges pictures and words, for models with positions of their own.
+        shared: whether a picture that several rows of a batch ask about is handed over once.
 
     Raises:
         RowError: the processor makes more tokens of a row than `student.max_tokens`, or a picture has gone.
     """
 
-    def __init__(self, rows: TrainingRows, processor: Any, *, longest: int, core: Any = None):
+    def __init__(self, rows: TrainingRows, processor: Any, *, longest: int, core: Any = None, shared: bool = False):
+        self.shared = shared
         self.rows, self.processor, self.core, self.longest = rows, processor, core, longest
         self._cache: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._bytes = 0
@@ -153,10 +159,11 @@ class EncodedRows:
                 extra[name][row, :size] = torch.tensor(values)
             if positions is not None:
                 positions[:, row, :size] = item.positions
-        keys = list(dict.fromkeys(item.picture for item in items))
+        every = [item.picture for item in items]
+        keys = list(dict.fromkeys(every)) if self.shared else every
         made = [self.pixels(key) for key in keys]
-        pixels = {name: torch.cat([one[name] for one in made]) for name in made[0]}
-        owner = [keys.index(item.picture) for item in items]
+        pixels = {name: _joined([one[name] for one in made]) for name in made[0]}
+        owner = [keys.index(key) for key in every] if self.shared else list(range(len(every)))
         return Batch(ids, mask, labels, extra, positions, pixels, owner)
 
 
@@ -181,6 +188,22 @@ class Batch:
         positions = None if self.positions is None else moved(self.positions)
         tensors = (moved(self.ids), moved(self.mask), moved(self.labels), moved(self.extra))
         return Batch(*tensors, positions, moved(self.pixels), self.owner)
+
+
+def _joined(tensors: Sequence[Any]) -> Any:
+    """Return the tensors one after the other; zeros fill up where pictures have different numbers of tiles."""
+    import torch
+
+    shapes = {tuple(t.shape[1:]) for t in tensors}
+    if len(shapes) == 1 or tensors[0].ndim < 4:
+        return torch.cat(list(tensors))
+    most = [max(sizes) for sizes in zip(*shapes, strict=True)]
+    filled = []
+    for tensor in tensors:
+        whole = tensor.new_zeros(tensor.shape[0], *most)
+        whole[tuple(slice(0, n) for n in tensor.shape)] = tensor
+        filled.append(whole)
+    return torch.cat(filled)
 
 
 def texts(processor: Any, question: str, target: str) -> tuple[str, str]:
@@ -240,6 +263,3 @@ def draws(
                 number, offset = number + 1, 0
                 current = order(items, rows_per_picture, np.random.default_rng([*key, number]))
         yield found
-
-
-__all__ = ["Batch", "Encoded", "EncodedRows", "Example", "draws", "order", "texts"]

@@ -79,7 +79,7 @@ def train_student(work: Work) -> dict[str, Any]:
     import torch
 
     from distill.train.loop import Loop, Point
-    from distill.train.model import core_of, load_model, load_processor
+    from distill.train.model import SHARING, core_of, load_model, load_processor
     from distill.train.rows import EncodedRows
     from distill.train.save import save_student
 
@@ -111,8 +111,13 @@ def train_student(work: Work) -> dict[str, Any]:
         model = model.to(device)
     _fast_attention(model)
     core, folder = core_of(model), work.out / "train"
-    encoded = EncodedRows(training, processor, longest=student.max_tokens, core=core)
-    looked = None if validation is None else EncodedRows(validation, processor, longest=student.max_tokens, core=core)
+    form: dict[str, Any] = {
+        "longest": student.max_tokens,
+        "core": core,
+        "shared": model.config.model_type in SHARING,
+    }
+    encoded = EncodedRows(training, processor, **form)
+    looked = None if validation is None else EncodedRows(validation, processor, **form)
     identity = hashlib.sha256(json.dumps(inputs(work), sort_keys=True).encode()).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     with Progress(train.steps, "train", "steps") as progress:
