@@ -219,10 +219,12 @@ def test_the_ladder_refuses_a_broken_rung_names_its_category_and_takes_the_next(
     shutil.copytree(gate / "candidate", tmp_path / "w4a16-gptq-gate" / "candidate")
     shutil.copytree(gate / "parent", tmp_path / "parent")
     words = ["ladder", "embedded:qwen2_5_vl", "--rungs", "w2-trial,w4a16:gptq", "--out", str(tmp_path)]
+    words += ["--register", "ladder", "--store", str(tmp_path / "registry"), "--by", "tester"]
     done = fovea_quantize(*words, "--golden", "easy-vqa", "--limit", "600", "--json")
     assert done.returncode == 0, done.stderr
     assert "parent: measured before" in done.stderr and "w4a16-gptq" not in done.stderr.split("rung w2-trial")[0]
     told = json.loads(done.stdout)
+    assert told["registered"]["version"] == "ladder@2" and told["registered"]["parent"] == "ladder@1"
     assert told["passed"] == "w4a16-gptq" and [s["outcome"] for s in told["steps"]] == ["fail", "pass"]
     report = json.loads((tmp_path / "w2-trial-rtn-gate" / "report.json").read_text())
     failed = report["verdict"]["failed_categories"]
