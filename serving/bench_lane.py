@@ -89,12 +89,12 @@ async def load(url: str, bodies: list[dict[str, Any]], users: int, batch: bool, 
     return seconds
 
 
-async def measure(url: str, seed: int, count: int) -> dict[str, float]:
-    """Return the figures of one stack in one round."""
+async def measure(url: str, seed: int, count: int, throughput: bool) -> dict[str, float]:
+    """Return the figures of one stack in one round; without `throughput` those of the interactive load alone."""
     row: dict[str, float] = {}
     never = asyncio.Event()
     await load(url, requests_of("plain", 60, seed + 1), 8, False, never)  # warm
-    for kind, users in (("batch", 64), ("tight", 512), ("plain", 64)):
+    for kind, users in (("batch", 64), ("tight", 512), ("plain", 64)) if throughput else ():
         bodies = requests_of(kind, 2 * count if kind == "tight" else count, seed + 2)
         began = time.perf_counter()
         await load(url, bodies, users, True, never)
@@ -108,8 +108,10 @@ async def measure(url: str, seed: int, count: int) -> dict[str, float]:
         seconds = await load(url, requests_of("plain", count // 2, seed + 4), 2, False, never)
         stop.set()
         await background
-        cuts = statistics.quantiles(seconds, n=100, method="inclusive")
-        row[f"{kind}_p50_ms"], row[f"{kind}_p99_ms"] = cuts[49] * 1000, cuts[98] * 1000
+        # what ran when the first one came is still in the engine: `settled` leaves out the first tenth
+        for name, part in ((kind, seconds), (f"{kind}_settled", seconds[len(seconds) // 10 :])):
+            cuts = statistics.quantiles(part, n=100, method="inclusive")
+            row[f"{name}_p50_ms"], row[f"{name}_p99_ms"] = cuts[49] * 1000, cuts[98] * 1000
     return row
 
 
@@ -124,23 +126,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--requests", type=int, default=800, help="per load (default: %(default)s)")
+    parser.add_argument("--lanes", nargs="+", choices=LANES, default=list(LANES), help="of these stacks alone")
+    parser.add_argument("--latency-only", action="store_true", help="only the interactive load, alone and beside batch")
     args = parser.parse_args()
-    rows: dict[str, list[dict[str, float]]] = {name: [] for name in LANES}
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in args.lanes}
     for number in range(args.rounds):
-        for name in LANES if number % 2 == 0 else reversed(LANES):
+        for name in args.lanes if number % 2 == 0 else reversed(args.lanes):
             with tempfile.TemporaryDirectory() as folder, served(stack_of(LANES[name]), Path(folder)) as stack:
-                rows[name].append(asyncio.run(measure(stack.url, 100 * number, args.requests)))
+                rows[name].append(asyncio.run(measure(stack.url, 100 * number, args.requests, not args.latency_only)))
                 print(name, rows[name][-1], file=sys.stderr, flush=True)
     medians = {
         name: {field: round(statistics.median(row[field] for row in found), 2) for field in found[0]}
         for name, found in rows.items()
     }
     ratios = {
-        "batch_on_vs_off": medians["on"]["batch_rps"] / medians["off"]["batch_rps"],
-        "tight_on_vs_off": medians["on"]["tight_rps"] / medians["off"]["tight_rps"],
-        "plain_on_vs_off": medians["on"]["plain_rps"] / medians["off"]["plain_rps"],
-        **{f"p99_busy_vs_quiet_{name}": m["busy_p99_ms"] / m["quiet_p99_ms"] for name, m in medians.items()},
+        f"p99_{part}_vs_{part.replace('busy', 'quiet')}_{name}": row[f"{part}_p99_ms"]
+        / row[f"{part.replace('busy', 'quiet')}_p99_ms"]
+        for name, row in medians.items()
+        for part in ("busy", "busy_settled")
     }
+    for kind in ("batch", "tight", "plain"):
+        if {"on", "off"} <= set(medians) and not args.latency_only:
+            ratios[f"{kind}_on_vs_off"] = medians["on"][f"{kind}_rps"] / medians["off"][f"{kind}_rps"]
     result = {"rounds": args.rounds, "requests": args.requests, "medians": medians}
     print(json.dumps({**result, "ratios": {name: round(value, 3) for name, value in ratios.items()}}, indent=2))
     return 0

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 from models.support.errors import UsageError
@@ -105,3 +107,45 @@ def test_haproxys_own_ports_are_put_on_loopback(tmp_path: Path) -> None:
     ]  # fmt: skip
     changed = [(a, b) for a, b in zip(CONFIG.splitlines(), config.read_text().splitlines(), strict=True) if a != b]
     assert len(changed) == 3
+
+
+PROXY = """defaults
+    mode http
+    timeout connect 5s
+    timeout client 5s
+    timeout server 5s
+frontend http_frontend
+    bind 127.0.0.1:{port}
+{routes}    default_backend default_backend
+backend default_backend
+    http-request return status 404 content-type text/plain lf-string "Path \\'%[path]\\' not found. Ping /-/routes."
+backend one
+    http-request return status 200 content-type text/plain string "one"
+"""
+
+
+@pytest.mark.parametrize(
+    ("routes", "status"), [("", 503), ("    acl is_one path_beg /one/\n    use_backend one if is_one\n", 404)]
+)
+def test_a_proxy_that_knows_of_no_application_asks_for_patience(tmp_path: Path, routes: str, status: int) -> None:
+    port, config = runtime.free_port(), tmp_path / "haproxy.cfg"
+    config.write_text(PROXY.format(port=port, routes=routes))
+    script = Path(runtime.__file__).with_name("haproxy.sh")
+    environment = {"PATH": os.environ["PATH"], "FOVEA_HAPROXY": runtime.haproxy_binary()}
+    process = subprocess.Popen([str(script), "-db", "-f", str(config)], env=environment)
+    try:
+        answer = None
+        for _ in range(200):
+            try:
+                answer = httpx.get(f"http://127.0.0.1:{port}/x", timeout=5)
+                break
+            except httpx.ConnectError:
+                time.sleep(0.05)
+        assert answer is not None and answer.status_code == status
+        if status == 503:
+            assert answer.headers["retry-after"] == "1" and answer.json()["error"]["code"] == "starting"
+        else:
+            assert httpx.get(f"http://127.0.0.1:{port}/one/x", timeout=5).text == "one" and "/x" in answer.text
+    finally:
+        process.kill()
+        process.wait()
