@@ -105,8 +105,9 @@ class Cluster:
         (self.folder / "chart.yaml").write_text(stack)
         runbook = (ROOT / "docs" / "runbooks" / "key-rotation.md").read_text()
         (line,) = [one for one in runbook.splitlines() if one.startswith("/opt/fovea/.venv/bin/python -c")]
+        line = line.replace("/tmp/", f"{self.folder}/")  # first: the checkout may be in there
+        line = line.replace("/chart/stack.yaml", f"{self.folder}/chart.yaml")
         line = line.replace("/opt/fovea/.venv/bin/python", sys.executable)
-        line = line.replace("/tmp/", f"{self.folder}/").replace("/chart/stack.yaml", f"{self.folder}/chart.yaml")
         subprocess.run(["bash", "-c", line], env=self.environment, cwd=ROOT, check=True)
         found = {}
         for tenant in ("demo", "small"):
@@ -119,6 +120,7 @@ class Cluster:
 
     def start(self) -> None:
         """Start Ray as KubeRay would, on loopback."""
+        (self.folder / "data").mkdir()
         self.run(
             "ray", "start", "--head", "--node-ip-address=127.0.0.1", "--port=0", "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.dashboard}", f"--dashboard-agent-listen-port={self.agent}",
@@ -357,8 +359,8 @@ def test_a_rayjobs_command_reaches_fovea_through_rays_job_server(served: Served)
     found = one(manifests, "RayJob")
     recipe_file = cluster.folder / "it's a recipe.yaml"
     recipe_file.write_text(one(manifests, "ConfigMap", found["metadata"]["name"])["data"]["recipe.yaml"])
-    line = found["spec"]["entrypoint"].replace("/opt/fovea/.venv/bin", str(BINARIES))
-    line = line.replace("/data/", f"{cluster.folder}/data/")
+    line = found["spec"]["entrypoint"].replace("/data/", f"{cluster.folder}/data/")
+    line = line.replace("/opt/fovea/.venv/bin", str(BINARIES))
     line = line.replace("/recipe/recipe.yaml", str(recipe_file).replace("'", "'\\''"))
     # as the pod that KubeRay makes for it: a shell splits the line, `ray job submit` takes the words
     submit = f"{BINARIES}/ray job submit --address http://127.0.0.1:{cluster.dashboard} -- {line}"
