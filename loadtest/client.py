@@ -25,7 +25,7 @@ from models.support.errors import UsageError
 if TYPE_CHECKING:
     from loadtest.dialogue import Talk
 
-CACHE_HEADER, RECALLED = b"x-fovea-cache", (b"hit", b"coalesced")  # answers that no engine was asked for
+CACHE_HEADER, MADE = b"x-fovea-cache", (b"miss", b"bypass")  # anything else: no engine was asked for this answer
 MAX_BODY = 64 << 20  # a reply larger than this is an error, not something to hold in memory
 
 
@@ -263,7 +263,7 @@ class Connection(asyncio.Protocol):
         elif lowered == b"connection":
             self.wants_close = value.lower() == b"close"
         elif lowered == CACHE_HEADER and self.exchange is not None:
-            self.exchange.recalled = value.strip().lower() in RECALLED
+            self.exchange.recalled = value.strip().lower() not in MADE
         elif lowered == b"retry-after" and self.exchange is not None:
             text = value.decode("latin-1").strip()
             self.exchange.retry_after = float(text) if text.isdigit() else 0.0

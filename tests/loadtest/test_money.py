@@ -330,7 +330,7 @@ def test_every_run_has_its_cost_part(serve: Callable[..., Server], prompts: str)
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_answers_from_a_cache_need_no_engine(serve: Callable[..., Server], prompts: str, stream: bool) -> None:
-    states = iter(["miss", "Hit", "coalesced", "bypass"] * 5 + ["hit"] * 5 + ["miss"] * 5)
+    states = iter(["miss", "Hit", "coalesced", "bypass"] * 5 + ["semantic"] * 5 + ["miss"] * 5)
     server = serve(lambda request: Plan(first_s=0.01, headers={"X-Fovea-Cache": next(states)}))
     hardware = {"usd_per_hour": "36", "utilization": "0.5"}
     values: dict[str, Any] = {"stream": stream, "hardware": hardware, "check_model": False}
