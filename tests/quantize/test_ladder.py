@@ -1,4 +1,4 @@
-"""The ladder, the benchmark's arithmetic, and the checkpoint that is timed."""
+"""The ladder: which rungs, in which order, and where it stops."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from typing import Any
 
 import pytest
 
-from models.evaluation.context import versions
 from models.support.errors import UsageError
 from quantize import artifact
-from quantize.bench_speed import read_runs, summarize
 from quantize.ladder import Rung, climb, parse_rungs
 from quantize.run import check_method
-from quantize.scope import read_headers
 from tests.quantize.checkpoints import EMBEDDED
 
 
@@ -102,44 +99,3 @@ def test_a_method_without_pairs_is_refused_before_the_work_and_left_out_of_the_l
     climb(arguments(tmp_path), RUNGS, told.append)
     assert steps.made == ["w4a16-gptq", "w8a8-gptq"]
     assert any("w4a16-awq left out" in line for line in told)
-
-
-def test_ratios_are_of_the_same_round() -> None:
-    def row(name: str, number: int, speed: float) -> dict[str, Any]:
-        return {"path": "vllm", "batch": 1, "name": name, "round": number, "tokens_per_s": speed}
-
-    runs = [row("bf16", 0, 10), row("w8a8", 0, 20), row("bf16", 1, 20), row("w8a8", 1, 30)]
-    bf16, w8a8 = summarize(runs)
-    assert (bf16["ratio"], bf16["tokens_per_s"]) == (1.0, 15)
-    assert w8a8["ratio"] == 1.75 and w8a8["ratio_range"] == [1.5, 2.0]
-
-
-def test_what_was_measured_with_other_versions_is_measured_again(tmp_path: Path) -> None:
-    path = tmp_path / "runs.json"
-    assert read_runs(path) == []
-    path.write_text(json.dumps({"versions": versions(), "runs": [{"name": "bf16"}]}))
-    assert read_runs(path) == [{"name": "bf16"}]
-    path.write_text(json.dumps({"versions": versions() | {"torch": "1"}, "runs": [{"name": "bf16"}]}))
-    assert read_runs(path) == []
-    path.write_text("[")
-    assert read_runs(path) == []
-
-
-def test_the_timed_checkpoint_has_the_shape_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from quantize import speed_model
-    from quantize.scope import plan_scope
-
-    # two layers stand for thirty: the same code with less to write
-    monkeypatch.setitem(speed_model.SHAPE, "num_hidden_layers", 2)
-    speed_model.build(tmp_path / "m")
-    scope = plan_scope(tmp_path / "m")
-    assert scope.expected["layers.1.mlp.up_proj"] == (1536, 576)
-    assert scope.expected["layers.0.self_attn.k_proj"] == (192, 576)
-    shapes = {t.shape for t in read_headers(tmp_path / "m").values()}
-    assert (49152, 576) in shapes
-    from transformers import AutoProcessor
-
-    tokenizer = AutoProcessor.from_pretrained(tmp_path / "m").tokenizer
-    assert len(tokenizer) == 49152
-    small = AutoProcessor.from_pretrained(EMBEDDED / "qwen2_5_vl").tokenizer
-    assert tokenizer.encode("what color is the shape?") == small.encode("what color is the shape?")

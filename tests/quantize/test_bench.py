@@ -1,0 +1,116 @@
+"""The benchmark: its arithmetic, its tables, what it serves, and the checkpoint that is timed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.evaluation.context import versions
+from models.support.errors import CheckFailed
+from quantize.bench import print_tables
+from quantize.bench_kernels import print_kernels
+from quantize.bench_speed import read_runs, summarize
+from quantize.bench_stack import load, stack_entry
+from quantize.scope import read_headers
+from serving.stack import Model
+from tests.quantize.checkpoints import EMBEDDED
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    def row(name: str, number: int, speed: float) -> dict[str, Any]:
+        return {"path": "vllm", "batch": 1, "name": name, "round": number, "tokens_per_s": speed}
+
+    runs = [row("bf16", 0, 10), row("w8a8", 0, 20), row("bf16", 1, 20), row("w8a8", 1, 30)]
+    bf16, w8a8 = summarize(runs)
+    assert (bf16["ratio"], bf16["tokens_per_s"]) == (1.0, 15)
+    assert w8a8["ratio"] == 1.75 and w8a8["ratio_range"] == [1.5, 2.0]
+
+
+def test_what_was_measured_with_other_versions_is_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / "runs.json"
+    assert read_runs(path) == []
+    path.write_text(json.dumps({"versions": versions(), "runs": [{"name": "bf16"}]}))
+    assert read_runs(path) == [{"name": "bf16"}]
+    path.write_text(json.dumps({"versions": versions() | {"torch": "1"}, "runs": [{"name": "bf16"}]}))
+    assert read_runs(path) == []
+    path.write_text("[")
+    assert read_runs(path) == []
+
+
+def test_the_timed_checkpoint_has_the_shape_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from quantize import speed_model
+    from quantize.scope import plan_scope
+
+    # two layers stand for thirty: the same code with less to write
+    monkeypatch.setitem(speed_model.SHAPE, "num_hidden_layers", 2)
+    speed_model.build(tmp_path / "m")
+    scope = plan_scope(tmp_path / "m")
+    assert scope.expected["layers.1.mlp.up_proj"] == (1536, 576)
+    assert scope.expected["layers.0.self_attn.k_proj"] == (192, 576)
+    shapes = {t.shape for t in read_headers(tmp_path / "m").values()}
+    assert (49152, 576) in shapes
+    from transformers import AutoProcessor
+
+    tokenizer = AutoProcessor.from_pretrained(tmp_path / "m").tokenizer
+    assert len(tokenizer) == 49152
+    small = AutoProcessor.from_pretrained(EMBEDDED / "qwen2_5_vl").tokenizer
+    assert tokenizer.encode("what color is the shape?") == small.encode("what color is the shape?")
+
+
+@pytest.mark.parametrize(("scheme", "method"), [(None, None), ("w8a8", "compressed-tensors"), ("nf4", "bitsandbytes")])
+def test_a_checkpoint_is_an_entry_of_the_stack_file(tmp_path: Path, scheme: str | None, method: str | None) -> None:
+    entry = Model.model_validate(stack_entry(tmp_path, scheme))
+    assert entry.quantization == method and entry.source == str(tmp_path)
+
+
+def loading(monkeypatch: pytest.MonkeyPatch, stdout: str, stderr: str = "") -> list[list[str]]:
+    """Make the load test's command print this; return the commands that were run."""
+    ran: list[list[str]] = []
+
+    def run(words: list[str], **more: Any) -> subprocess.CompletedProcess[str]:
+        ran.append(words)
+        return subprocess.CompletedProcess(words, 0, stdout, stderr)
+
+    monkeypatch.setattr("quantize.bench_stack.subprocess.run", run)
+    return ran
+
+
+def test_a_load_test_is_a_row_or_one_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figure = {"value": 12.25, "low": 11.0, "high": 13.5}
+    none = {"value": None, "low": None, "high": None, "note": "n too small"}
+    report = {
+        "valid": True, "requests": 240, "errors": 0, "throughput_rps": figure, "goodput": {"rps": figure},
+        "latency_ms": {"p50": figure, "p95": none}, "accuracy": {"value": 0.985, "low": 0.97, "high": 0.99},
+    }  # fmt: skip
+    ran = loading(monkeypatch, json.dumps(report))
+    row = load("http://127.0.0.1:1/v1", tmp_path, concurrency=8, seconds=20, slo_ms=500)
+    words = " ".join(ran[0])
+    assert "--concurrency 8 --duration 20" in words and "--slo-latency-ms 500" in words
+    print_tables({"load": [{"family": "paligemma", "scheme": "bf16", **row}]})
+    value = "12.2 (11.0-13.5)"
+    cells = ["paligemma", "bf16", value, value, "n too small", value, "0.985 (0.970-0.990)"]
+    assert capsys.readouterr().out.splitlines()[-1] == f"| {' | '.join(cells)} |"
+    loading(monkeypatch, json.dumps(report | {"valid": False, "invalid_because": ["it was late"]}))
+    with pytest.raises(CheckFailed, match=r"not valid.*it was late"):
+        load("http://127.0.0.1:1/v1", tmp_path, concurrency=8, seconds=20, slo_ms=500)
+    loading(monkeypatch, "", "fovea loadtest: url: nobody there")
+    with pytest.raises(CheckFailed, match=r"no load test.*nobody there"):
+        load("http://127.0.0.1:1/v1", tmp_path, concurrency=8, seconds=20, slo_ms=500)
+
+
+def test_kernels_are_a_column_per_product(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"rows": m, "inputs": 64, "outputs": 32, "kernel": name, "us": 10.0 * m, "speed": speed}
+        for m in (1, 8)
+        for name, speed in (("bf16", 1.0), ("W8A8", 1.5))
+    ]
+    print_kernels(rows[:-1])
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[0] == "| kernel | 1 x 64 x 32 | 8 x 64 x 32 |"
+    assert lines[2:] == ["| bf16 | 10 us, 1.00 | 80 us, 1.00 |", "| W8A8 | 10 us, 1.50 |  |"]
