@@ -188,7 +188,6 @@ def serve(
 
 def reload(stack: Stack, again: Callable[[], Stack], events: Events, stop: threading.Event) -> Stack:
     """Read the stack file again and change what serves; return what serves now: the old stack where that failed."""
-    from models.support.errors import CheckFailed, UsageError
     from serving.update import update
 
     try:
@@ -197,8 +196,8 @@ def reload(stack: Stack, again: Callable[[], Stack], events: Events, stop: threa
             names = ", ".join(model.name for model in new.models)
             events.say(f"updated: {names}", updated=True)
         return new
-    except (UsageError, CheckFailed) as error:
-        events.say(f"not updated: {error}", updated=False)
+    except Exception as error:  # Ray has many kinds; none of them may end what serves
+        events.say(f"not updated: {error or type(error).__name__}", updated=False)
         return stack
 
 

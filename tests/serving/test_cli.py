@@ -9,6 +9,7 @@ import io
 import json
 import shlex
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,14 @@ def test_a_stack_with_keys_needs_some(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_the_pasted_command_takes_the_key_from_the_environment() -> None:
     assert "$FOVEA_API_KEY" in cli.paste("http://x/v1", "m", key=True)
     assert "FOVEA_API_KEY" not in cli.paste("http://x/v1", "m")
+
+
+@pytest.mark.parametrize("error", [UsageError("no such model"), RuntimeError("Ray is busy"), TimeoutError()])
+def test_an_update_that_fails_leaves_what_serves(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    def again() -> Stack:
+        raise error
+
+    old = Stack.model_validate({"models": [{"name": "a", "source": "x/y"}]})
+    assert cli.reload(old, again, cli.Events(True), threading.Event()) is old
+    (event,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert event["updated"] is False and (str(error) or "TimeoutError") in event["event"]
