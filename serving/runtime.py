@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,13 +28,15 @@ if TYPE_CHECKING:
     from serving.stack import Stack
 
 
-def fast_path_environment(folder: Path, metrics_port: int, stats_port: int) -> dict[str, str]:
+def fast_path_environment(folder: Path, metrics_port: int, stats_port: int, fallback_port: int) -> dict[str, str]:
     """Return the environment of every Ray process.
 
     Args:
         folder: where HAProxy's configuration and sockets go (one per stack, so that two stacks do not meet).
         metrics_port: port of HAProxy's own metrics, which Ray insists on.
         stats_port: likewise for its statistics.
+        fallback_port: port of Ray's own proxy, to which HAProxy turns while it believes a replica to be down.  By
+            default all stacks of a machine share it (SO_REUSEPORT), and a request may be answered by another stack.
     """
     return {
         # HAProxy instead of Ray's Python proxy; it connects to the replica's own listener
@@ -52,6 +54,7 @@ def fast_path_environment(folder: Path, metrics_port: int, stats_port: int) -> d
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         # Ray's hook for middleware in front of a replica; see serving/middleware.py
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.middleware.straight",
@@ -93,11 +96,18 @@ def haproxy_binary() -> str:
     return found
 
 
+def free_ports(count: int) -> list[int]:
+    """Return different ports on loopback that nothing listens on."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
 def free_port() -> int:
     """Return a port on loopback that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
 
 
 def check_port(host: str, port: int) -> None:
@@ -156,7 +166,7 @@ def start_ray(stack: Stack, folder: Path, tries: int = 3) -> None:
 def local_ray(stack: Stack) -> Iterator[None]:
     """Start Ray on this machine for one stack, and stop it and remove its files at the end."""
     folder = Path(tempfile.mkdtemp(prefix="fovea-"))
-    os.environ.update(fast_path_environment(folder, free_port(), free_port()) | affinity.environment(stack))
+    os.environ.update(fast_path_environment(folder, *free_ports(3)) | affinity.environment(stack))
     os.environ.update(HARD_DAYS)
     root = str(Path(__file__).resolve().parent.parent)
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import aiohttp
 import httpx
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -110,6 +111,17 @@ def test_metrics_add_up_over_replicas(families: Running) -> None:
     assert len(before) == len(after) == 2
     gained = [after[replica] - before[replica] for replica in after]
     assert sum(gained) >= 12 and min(gained) >= 1  # both replicas took part; canaries may add to it
+
+
+def test_two_stacks_on_a_machine_share_no_port(qwen: Running, families: Running) -> None:
+    """Ray's listeners allow sharing, and a request then goes to either stack, past the other's keys."""
+    ports = []
+    for stack in (qwen, families):
+        processes = psutil.Process(stack.process.pid).children(recursive=True)
+        found = {c.laddr.port for p in processes for c in p.net_connections() if c.status == psutil.CONN_LISTEN}
+        assert int(stack.base.rpartition(":")[2]) in found and len(found) > 5
+        ports.append(found)
+    assert not ports[0] & ports[1]
 
 
 def test_sigterm_lets_running_requests_finish_and_refuses_new_ones(families: Running) -> None:

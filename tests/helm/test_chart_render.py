@@ -288,7 +288,7 @@ LEFT_OUT = {
         (
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC", "RAY_SERVE_HAPROXY_SOCKET_PATH", "RAY_SERVE_HAPROXY_SERVER_STATE_BASE",
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE", "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH",
-            "RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT",
+            "RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
         ),
         "one stack per pod: Ray's own places do",
     ),
@@ -298,7 +298,7 @@ OWN_PLACE = {"RAY_SERVE_HAPROXY_BINARY_PATH", "FOVEA_HAPROXY"}
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_ray_container_has_the_fast_path(profile: str, tmp_path: Path) -> None:
-    wanted = fast_path_environment(tmp_path, 1, 2)
+    wanted = fast_path_environment(tmp_path, 1, 2, 3)
     assert set(LEFT_OUT) <= set(wanted)
     ray = {name: pod for name, pod in pods(manifests(profile)).items() if name.startswith("RayService/")}
     assert len(ray) > 1
