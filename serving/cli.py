@@ -197,7 +197,7 @@ def reload(stack: Stack, again: Callable[[], Stack], events: Events, stop: threa
             events.say(f"updated: {names}", updated=True)
         return new
     except Exception as error:  # Ray has many kinds; none of them may end what serves
-        events.say(f"not updated: {error or type(error).__name__}", updated=False)
+        events.say(f"not updated: {str(error) or type(error).__name__}", updated=False)
         return stack
 
 
