@@ -53,8 +53,8 @@ def test_a_student_learns_from_what_the_stack_answers(qwen: Running, tmp_path: P
     assert reports["train"]["exact"]["n"] == 6 and reports["train"]["exact"]["value"] >= 5 / 6
 
 
-@pytest.mark.parametrize("harm", [0.0, 0.02])
-def test_the_engine_says_what_the_weights_say(qwen: Running, tmp_path: Path, harm: float) -> None:
+@pytest.mark.parametrize("harm", [False, True])
+def test_the_engine_says_what_the_weights_say(qwen: Running, tmp_path: Path, harm: bool) -> None:
     folder = EMBEDDED
     if harm:
         import shutil
@@ -64,7 +64,7 @@ def test_the_engine_says_what_the_weights_say(qwen: Running, tmp_path: Path, har
         folder = Path(shutil.copytree(EMBEDDED, tmp_path / "harmed"))
         weights = load_file(folder / "model.safetensors")
         name = next(n for n in weights if n.endswith("layers.2.mlp.down_proj.weight"))
-        weights[name] = weights[name] + harm
+        weights[name] = -weights[name]
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     items = load_golden("easy-vqa").sample(8, 1)
     found = parity(folder, qwen.url, "fovea-qwen", items, 8)
