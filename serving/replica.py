@@ -27,7 +27,7 @@ from serving.layers.admit import Admit
 from serving.layers.screen import CHAT
 from serving.middleware import Straight
 from serving.peers import Peers
-from serving.stack import Stack
+from serving.stack import RESERVED, Model, Stack
 from serving.tracing import engine_environment
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Replica:
         await start_layers(app)
         self.router.canary = Canary(app, self.model.name, self.stack.ready.within_s, self.model.images_per_prompt > 0)
         await self.router.canary.start()
-        Straight.target, Straight.prefix = app, self.model.prefix
+        Straight.target, Straight.prefix = app, below(self.model)
         self.watch = asyncio.create_task(self._end_with_the_engine())
         return app
 
@@ -123,6 +123,11 @@ class Replica:
             await self.peers.stop()
         if self.engine is not None:
             self.engine.shutdown()
+
+
+def below(model: Model) -> str:
+    """Return the prefix below which a model's API is served too; empty where only a single model may have it."""
+    return "" if model.prefix.split("/")[1] in RESERVED else model.prefix
 
 
 # vLLM's client API. Its app has more, which is for operators (scaling, profiling, adapters) or takes tensors and files

@@ -14,7 +14,7 @@ from serving.exchange import exchange_of
 from serving.layers import build_layers
 from serving.layers.admit import Admit
 from serving.middleware import Straight, straight
-from serving.replica import SERVED, Canary, Replica, Router
+from serving.replica import SERVED, Canary, Replica, Router, below
 from serving.stack import Model, Stack
 from tests.serving.asgi import JSON, call, scope_of
 
@@ -207,6 +207,11 @@ async def test_a_replica_ends_with_its_engine(monkeypatch: pytest.MonkeyPatch) -
     client.errored = True
     await asyncio.wait_for(task, 10)
     assert ended == [1] and Admit.gate.draining
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("m", "/m"), ("v1", ""), ("health", ""), ("v1x", "/v1x")])
+def test_a_models_name_never_hides_the_api(name: str, prefix: str) -> None:
+    assert below(Model(name=name, source="x")) == prefix
 
 
 # Ray's listener
