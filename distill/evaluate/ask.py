@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -136,6 +137,10 @@ def _finished(job: Job) -> Evaluated | None:
 
 def _evaluate(work: Work, section: Evaluate, job: Job, url: str) -> None:
     vendor = url.partition("/")[0] in VENDORS
+    # a teacher that is asked elsewhere has its key, its address and its prices in the recipe
+    teacher = work.recipe.teachers[0] if job.arm.folder is None else None
+    key = None if teacher is None or teacher.api_key_env is None else os.environ.get(teacher.api_key_env)
+    prices = work.recipe.budget.prices
     report = evaluate(
         EvaluationSettings(
             url=url,
@@ -148,13 +153,16 @@ def _evaluate(work: Work, section: Evaluate, job: Job, url: str) -> None:
             max_tokens=section.max_tokens,
             prompt=job.prompt,
             fresh=_foreign(job),
-            max_usd=work.recipe.budget.max_usd if vendor else None,
+            api_key=key,
+            vendor_url=teacher.vendor_url if vendor and teacher is not None else None,
+            prices=None if prices is None else work.folder / prices,
+            max_usd=section.max_usd if vendor else None,
             usd_per_hour=None if vendor else section.usd_per_hour,
         )
     )
     if report["run"]["stopped"] is not None:
-        raise CheckFailed(f"stopped early: {report['run']['stopped']}", field="budget.max_usd",
-                          value=f"{work.recipe.budget.max_usd:f}", fix="raise it, or lower evaluate.limit")  # fmt: skip
+        raise CheckFailed(f"stopped early: {report['run']['stopped']}", field="evaluate.max_usd",
+                          value=str(section.max_usd), fix="raise it, or lower evaluate.limit")  # fmt: skip
 
 
 def _foreign(job: Job) -> bool:

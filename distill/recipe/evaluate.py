@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from distill.recipe.parts import Money, Name, Section, Share
+from distill.recipe.parts import Dollars, Money, Name, Section, Share
 
 
 class Targets(Section):
@@ -25,6 +25,9 @@ class Evaluate(Section):
     )
     max_tokens: int = Field(64, ge=1, description="Longest answer.")
     usd_per_hour: Money = Field(description="Price of the machine that serves, quoted.")
+    max_usd: Dollars | None = Field(
+        None, description="What asking a vendor's teacher may cost for each set, beside `budget.max_usd`; quoted."
+    )
     base: bool = Field(True, description="Ask the student's base too: what training brought.")
     also: dict[Name, str] = Field(
         default_factory=dict,

@@ -101,6 +101,8 @@ class Recipe(Section):
             raise ValueError("train needs a student: add the section `student` with its model of the catalog")
         if self.evaluate is not None and self.train is None:
             raise ValueError("evaluate needs a student that was trained: add the section `train`")
+        if self.evaluate is not None and self.evaluate.max_usd is None and not self.teachers[0].self_hosted:
+            raise ValueError("evaluate asks the vendor's teacher too: say what that may cost in evaluate.max_usd")
         if self.export is not None and self.evaluate is None:
             raise ValueError("export needs a proof: add the section `evaluate`")
         if self.filters.agreement.min_teachers > len(names):

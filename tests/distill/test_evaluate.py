@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from models.support.errors import UsageError
 from tests.distill.simulator import COLOURS, colour_of, picture, write_recipe
 from tests.distill.training import EMBEDDED, training_work
 from tests.models.openai_simulator import OpenAISimulator, Reply
+from tests.models.vendor_simulator import Script, VendorSimulator
 
 QWEN = EMBEDDED / "qwen2_5_vl"
 N = 60
@@ -133,6 +135,37 @@ def test_everything_is_compared_on_the_same_items(tmp_path: Path, served: list[s
         and "<script" not in page
         and page.count("data:image/jpeg;base64,") == 6
     )
+
+
+async def test_a_vendors_teacher_is_asked_where_it_is(
+    tmp_path: Path, served: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = proof_work(tmp_path, base=False, robust_items=0)
+    real = ask_module.address
+
+    @contextmanager
+    def address(arm: Arm) -> Iterator[str]:
+        if arm.folder is None:
+            yield str(arm.url)
+            return
+        with real(arm) as url:
+            yield url
+
+    monkeypatch.setattr(ask_module, "address", address)
+    recipe = work.recipe.model_dump(mode="json")
+    script = Script(text="red", input_tokens=100, output_tokens=2)
+    async with VendorSimulator("openai", script) as sim:
+        form: dict[str, Any] = {k: recipe[k] for k in ("student", "train")}
+        with pytest.raises(UsageError, match=r"evaluate\.max_usd"):
+            open_work(write_recipe(tmp_path, sim.base_url, evaluate=recipe["evaluate"], **form), tmp_path / "out")
+        section = recipe["evaluate"] | {"max_usd": "0.50"}
+        work = open_work(write_recipe(tmp_path, sim.base_url, evaluate=section, **form), tmp_path / "out")
+        report = await asyncio.to_thread(evaluate_student, work)
+    teacher = report["arms"]["teacher"]
+    assert served == ["student"] and teacher["digest"] is None
+    assert teacher["accuracy"]["value"] == pytest.approx(1 / 3)
+    # the vendor's own price, not the machine's
+    assert Decimal(teacher["usd_per_query"]) == (100 * Decimal("0.15") + 2 * Decimal("0.60")) / 10**6
 
 
 def test_other_weights_are_asked_anew(tmp_path: Path, served: list[str]) -> None:
