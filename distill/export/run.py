@@ -77,7 +77,7 @@ def export_student(work: Work) -> dict[str, Any]:
         "parity": {k: v for k, v in found.items() if k != "by_item"} | {"tolerance": section.parity_tolerance},
         "stage": state.stages[version.number],
         "refused_for": missing,
-        "promote": f"fovea models promote {version.ref} --to canary",
+        "promote": f"fovea models registry promote {version.ref} --to canary",
         "lineage": {"parent": version.parent, "data": version.data},
     }
     write_json(work.out / "export" / "report.json", report)
