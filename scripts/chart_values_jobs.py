@@ -45,7 +45,7 @@ class Evaluation(JobCommon):
     schedule: Text = Field("17 3 * * *", description="Cron schedule, UTC.")
     model: str = Field("", description="Model to ask; the first of the stack if empty.")
     golden: Text = Field("easy-vqa", description="Golden set: a built-in one, or a path in a mounted volume.")
-    limit: int = Field(500, ge=20, description="Items to ask, drawn by a fixed seed.")
+    limit: int = Field(500, ge=20, description="Items to ask, drawn by a fixed seed; calibration needs 150.")
     maxTokens: int = Field(16, ge=1, description="Longest answer, tokens.")
     pushgateway: str = Field("", pattern=r"^(https?://.+)?$", description="Address of the Pushgateway.")
     reports: Volume = Field(

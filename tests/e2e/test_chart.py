@@ -130,12 +130,18 @@ class Cluster:
             f"--object-store-memory={self.params['object-store-memory']}",
         )  # fmt: skip
 
-    def deploy(self, config: dict[str, Any]) -> None:
-        """Run `serve deploy`; only the address is this machine's."""
+    def deploy(self, config: dict[str, Any], *, command: bool = False) -> None:
+        """Send the config to Ray as KubeRay does, or with `serve deploy`; only the address is this machine's."""
         config["http_options"] |= {"host": "127.0.0.1", "port": self.port}
-        path = self.folder / "serve.yaml"
-        path.write_text(yaml.safe_dump(config).replace("/data/", f"{self.folder}/data/"))
-        self.run("serve", "deploy", str(path), "-a", f"http://127.0.0.1:{self.dashboard}")
+        text = yaml.safe_dump(config).replace("/data/", f"{self.folder}/data/")
+        address = f"http://127.0.0.1:{self.dashboard}"
+        if command:
+            path = self.folder / "serve.yaml"
+            path.write_text(text)
+            self.run("serve", "deploy", str(path), "-a", address)
+            return
+        answer = httpx.put(f"{address}/api/serve/applications/", json=yaml.safe_load(text), timeout=120)
+        assert answer.status_code == 200, answer.text
 
     def application(self) -> dict[str, Any]:
         """Return what Ray Serve says about the only application."""
@@ -264,9 +270,9 @@ def served() -> Iterator[Served]:
         cluster = Cluster(manifests, Path(name))
         try:
             cluster.start()
-            keys = cluster.keys(one(manifests, "ConfigMap", "-files")["data"]["stack.yaml"])
-            found = Served(cluster, given, keys, collector)
-            cluster.deploy(found.config(1))
+            found = Served(cluster, given, {}, collector)
+            cluster.deploy(found.config(1), command=True)
+            found.keys |= cluster.keys(one(manifests, "ConfigMap", "-files")["data"]["stack.yaml"])
             cluster.wait(1)
             yield found
         finally:
@@ -337,7 +343,7 @@ def test_every_dashboard_query_has_an_answer_from_a_real_run(
     for name in ("prometheus", "pushgateway"):
         tool(name)
     processes = observe.Processes()
-    arguments = argparse.Namespace(questions=60, seconds=8, rate=3)
+    arguments = argparse.Namespace(questions=160, seconds=8, rate=3)
     try:
         url, push = observe.prometheus(processes, tmp_path, served.cluster.base)
         observe.traffic(served.cluster.base, push, tmp_path, served.keys, arguments)
