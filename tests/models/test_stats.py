@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
@@ -18,6 +18,7 @@ from models.stats import (
     expected_calibration_error,
     mcnemar,
     paired_difference,
+    paired_ratio,
     quantile,
     reliability,
     risk_coverage,
@@ -248,3 +249,18 @@ def test_bootstrap_mean() -> None:
     assert found.low == pytest.approx(0.45, abs=0.01) and found.high == pytest.approx(0.55, abs=0.01)
     with pytest.raises(ValueError, match="non-empty"):
         bootstrap_mean([])
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+@settings(max_examples=40, deadline=None)
+def test_paired_ratio(pairs: list[tuple[bool, bool]]) -> None:
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
+    found = paired_ratio(first, second, resamples=200)
+    assert found.n == len(pairs)
+    if not any(first):
+        assert found.value is None and found.as_dict()["note"] == "n too small"
+        return
+    assert found.value is not None and found.low is not None and found.high is not None
+    assert found.value == pytest.approx(sum(second) / sum(first)) and found.low <= found.high
+    same = paired_ratio(first, first, resamples=200)
+    assert same.value == same.low == same.high == 1  # paired: what both share cannot differ
