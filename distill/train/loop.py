@@ -15,6 +15,7 @@ from distill.train import checkpoint
 from distill.train.model import answer_logits, moving
 from distill.train.rows import Encoded, EncodedRows, draws
 from models.support.errors import CheckFailed, UsageError
+from models.support.files import atomic_write
 
 VALIDATION_BATCH = 64
 
@@ -138,12 +139,8 @@ class Loop:
 
     def _write_curve(self) -> None:
         """Write the whole curve: what was after the checkpoint is trained, and written, again."""
-        lines = "".join(json.dumps(asdict(point)) + "\n" for point in self.state.curve)
-        try:
-            (self.folder / "curve.jsonl").write_text(lines, "utf-8")
-        except OSError as error:
-            raise UsageError(f"cannot write: {error.strerror}", field=str(self.folder / "curve.jsonl"),
-                             fix="free space and run again") from error  # fmt: skip
+        with atomic_write(self.folder / "curve.jsonl") as file:
+            file.writelines(json.dumps(asdict(point)) + "\n" for point in self.state.curve)
 
     # -- training
 
