@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bill": ("models.cost.bill_cli", "make the bill of a period from the journal of the servers"),
     "loadtest": ("loadtest.cli", "measure latency, capacity and $/query"),
     "quantize": ("quantize.cli", "make a checkpoint smaller, and decide on the served one whether it may replace it"),
-    "distill": ("distill.cli", "label with teachers within a budget, filter, write the data card"),
+    "distill": ("distill.cli", "teach a small model by a large one: collect, filter, train, evaluate, export"),
     "doctor": ("serving.doctor", "check this machine: versions, CPU/GPU, ports, memory, disk, hub"),
 }
 

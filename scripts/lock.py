@@ -47,8 +47,8 @@ class Profile:
 
 
 PROFILES = (
-    Profile("cpu", ("cpu", "dev"), cpu=True),
-    Profile("gpu", ("gpu", "dev"), cpu=False),
+    Profile("cpu", ("cpu", "distill", "dev"), cpu=True),
+    Profile("gpu", ("gpu", "distill", "dev"), cpu=False),
     Profile("quantize-cpu", ("quantize",), cpu=True),
     Profile("quantize-gpu", ("quantize",), cpu=False),
 )
