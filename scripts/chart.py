@@ -32,6 +32,7 @@ CHART = ROOT / "helm" / "fovea"
 QUANTIZATION = {
     "awq": "w4a16", "awq_marlin": "w4a16", "gptq": "w4a16", "gptq_marlin": "w4a16", "bitsandbytes": "w4a16",
     "fp8": "fp8", "modelopt": "fp8", "int8": "w8a8", "experts_int8": "w8a8",
+    "w4a16": "w4a16", "nf4": "w4a16", "w8a8": "w8a8", "bnb-int8": "w8a8",
 }  # fmt: skip
 # how the names of quantized checkpoints end -> scheme
 SUFFIXES = {

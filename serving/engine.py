@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -38,6 +39,38 @@ class Engine:
         self.client.shutdown()
 
 
+METHODS = {
+    "w8a8": "compressed-tensors",
+    "w4a16": "compressed-tensors",
+    "nf4": "bitsandbytes",
+    "bnb-int8": "bitsandbytes",
+}
+"""Schemes of `fovea quantize` -> vLLM's name for the format of their checkpoints (`fp8` is vLLM's own name too)."""
+
+
+def quantization_method(model: Model) -> str | None:
+    """Return what vLLM calls the model's quantization.
+
+    Raises:
+        UsageError: the checkpoint is here, and its weights have another number of bits than the scheme says.
+    """
+    method = METHODS.get(model.quantization or "", model.quantization)
+    config = Path(model.path, "config.json")
+    if method != "compressed-tensors" or not config.is_file():
+        return method
+    groups = json.loads(config.read_bytes()).get("quantization_config", {}).get("config_groups", {}).values()
+    bits = {group["weights"]["num_bits"] for group in groups}
+    wanted = {"w8a8": {8}, "w4a16": {4}}.get(model.quantization or "", bits)
+    if bits != wanted:
+        raise UsageError(
+            f"the checkpoint's weights are {'/'.join(map(str, sorted(bits))) + '-bit' if bits else 'not quantized'}",
+            field=f"models.{model.name}.quantization",
+            value=model.quantization,
+            fix="name the checkpoint that `fovea quantize run` made, or leave the line out",
+        )
+    return method
+
+
 def engine_args(model: Model) -> argparse.Namespace:
     """Return vLLM's server arguments for a model of the stack.
 
@@ -52,7 +85,7 @@ def engine_args(model: Model) -> argparse.Namespace:
     args.served_model_name = [model.name]
     args.revision = model.revision
     args.dtype = model.dtype
-    args.quantization = model.quantization
+    args.quantization = quantization_method(model)
     args.max_model_len = model.max_model_len
     args.limit_mm_per_prompt = {"image": model.images_per_prompt, "video": 0}
     # without blanks a small model cannot write them without end; vLLM allows that setting with a named backend only,

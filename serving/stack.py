@@ -121,7 +121,11 @@ class Model(Section):
     replicas: int = Field(1, ge=1, le=256, description="Number of replicas, each with an engine of its own.")
     max_model_len: int | None = Field(None, ge=16, description="Context length in tokens; the model's own if not set.")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="Weight and activation type.")
-    quantization: str | None = Field(None, description="vLLM quantization method, if the checkpoint does not name one.")
+    quantization: str | None = Field(
+        None,
+        description="What the checkpoint is: a scheme of `fovea quantize` (w8a8, w4a16, nf4, bnb-int8) or vLLM's own "
+        "name of a method (awq, gptq, fp8, bitsandbytes, ...).  Left out, the checkpoint says it.",
+    )
     images_per_prompt: int = Field(4, ge=0, description="Most images in one prompt (vLLM's limit_mm_per_prompt).")
     gpus: float = Field(0, ge=0, description="GPUs per replica; 0 serves on CPU.")
     cpu_kv_cache_gib: int = Field(1, ge=1, description="KV cache of one replica on CPU, GiB.")
