@@ -19,7 +19,7 @@ demo: setup ## serve a real model, ask it about an image, load-test it, price it
 	@$(PY) scripts/demo.py $(ARGS)
 
 test: lint setup-quantize ## lint, then all tests (ARGS="tests/serving -k doctor" for some)
-	$(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations 40 $(ARGS)
+	$(PY) -m pytest -n 2 --no-loadscope-reorder --durations 40 $(ARGS)
 
 lint: setup ## ruff and mypy over the whole tree
 	$(PY) -m ruff check .
