@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from contextlib import suppress
 
 import psutil
 
@@ -19,7 +20,15 @@ def adopt() -> None:
 def kill_all() -> None:
     """Kill every process that descends from this one, also those that appear meanwhile; returns when none is left."""
     me = psutil.Process()
-    while left := [p for p in me.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]:
+    while left := [process for process in me.children(recursive=True) if _alive(process)]:
         for process in left:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # it ended by itself meanwhile
+                process.kill()
         psutil.wait_procs(left, timeout=1)
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -49,7 +50,7 @@ def _require(condition: object, what: str) -> None:
         raise Misuse(what)
 
 
-class Vendor:
+class Vendor(ABC):
     """One wire format.  `pieces` cuts the text for streams."""
 
     def __init__(self, script: Script):
@@ -59,21 +60,25 @@ class Vendor:
         words = self.script.text.split(" ")
         return [w + (" " if i < len(words) - 1 else "") for i, w in enumerate(words)]
 
+    @abstractmethod
     def authorized(self, request: web.Request) -> bool:
-        raise NotImplementedError
+        """Whether the request carries the key as this vendor wants it."""
 
+    @abstractmethod
     def read(self, request: web.Request, body: dict[str, Any]) -> tuple[str, bool]:
         """Check the body as the API would; return (model, whether it wants a stream) and record the images."""
-        raise NotImplementedError
 
+    @abstractmethod
     def error(self, status: int, message: str) -> dict[str, Any]:
-        raise NotImplementedError
+        """Return an error's body."""
 
+    @abstractmethod
     def reply(self, model: str) -> dict[str, Any]:
-        raise NotImplementedError
+        """Return a whole answer's body."""
 
+    @abstractmethod
     def events(self, model: str, *, ended: bool = True) -> list[str]:
-        raise NotImplementedError
+        """Return a stream's events; without `ended` the last ones are missing."""
 
 
 class OpenAI(Vendor):
