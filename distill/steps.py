@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +18,30 @@ from models.support.files import write_json
 
 @dataclass(frozen=True)
 class Step:
-    """One step.
+    """One step.  What it calls is named as `module:function` and imported when it runs: torch and vLLM are behind it.
 
     Attributes:
-        run: does the work, writes below `work.out / name` and returns the report.
+        run: `Work` -> report (or a coroutine of it); does the work and writes below `work.out / name`.
         summary: report -> a few lines for people.
-        inputs: what the result depends on, as JSON; None: the step finds out itself what is left to do (the journal).
+        inputs: `Work` -> what the result depends on, as JSON; None: the step finds out itself what is left to do (the
+            journal).
         outputs: files below its folder; the step runs again when one is missing or was changed.
+        reported: whether it renews the one report of the distillation.
     """
 
     name: str
-    run: Callable[[Work], dict[str, Any]]
+    run: str
     summary: Callable[[dict[str, Any]], str]
-    inputs: Callable[[Work], dict[str, Any]] | None = None
+    inputs: str | None = None
     outputs: tuple[str, ...] = ()
+    reported: bool = False
+
+
+def _call(name: str, work: Work) -> dict[str, Any]:
+    module, _, function = name.partition(":")
+    found = getattr(import_module(module), function)(work)
+    report: dict[str, Any] = asyncio.run(found) if inspect.iscoroutine(found) else found
+    return report
 
 
 def wanted(work: Work) -> list[str]:
@@ -44,14 +56,16 @@ def run_steps(work: Work, names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def _run_cached(step: Step, work: Work) -> dict[str, Any]:
     if step.inputs is None:
-        return step.run(work)
+        return _call(step.run, work)
     folder = work.out / step.name
-    digest = hashlib.sha256(json.dumps(step.inputs(work), sort_keys=True, default=str).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(_call(step.inputs, work), sort_keys=True, default=str).encode()).hexdigest()
     done = _read(folder / "done.json")
     if done and done.get("inputs") == digest and done.get("outputs") == _digests(folder, step.outputs):
         return {**done["report"], "cached": True}
     (folder / "done.json").unlink(missing_ok=True)
-    report = step.run(work)
+    report = _call(step.run, work)
+    if step.reported:
+        _call("distill.report:write_report", work)
     write_json(folder / "done.json", {"inputs": digest, "outputs": _digests(folder, step.outputs), "report": report})
     return {**report, "cached": False}
 
@@ -71,14 +85,6 @@ def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
 def file_digest(path: Path) -> str:
     """Return the sha256 of a file, `missing` when there is none."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
-
-
-def _collect(work: Work) -> dict[str, Any]:
-    from distill.collect.hosted import hosted
-    from distill.collect.run import collect
-
-    with hosted(work) as ready:
-        return asyncio.run(collect(ready))
 
 
 def _collected(report: dict[str, Any]) -> str:
@@ -108,18 +114,6 @@ def _collected(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _filter(work: Work) -> dict[str, Any]:
-    from distill.filters.run import filter_rows
-
-    return asyncio.run(filter_rows(work))
-
-
-def _filter_inputs(work: Work) -> dict[str, Any]:
-    from distill.filters.run import inputs
-
-    return inputs(work)
-
-
 def _filtered(report: dict[str, Any]) -> str:
     lines = [f"filter: {report['kept']} of {report['rows']} rows kept{' (nothing had changed)' * report['cached']}"]
     for one in report["filters"]:
@@ -128,18 +122,6 @@ def _filtered(report: dict[str, Any]) -> str:
             lines.append(f"  {one['title']}: {one['dropped']} dropped ({reasons})")
     lines.append(f"  data card: {report['card']}")
     return "\n".join(lines)
-
-
-def _train(work: Work) -> dict[str, Any]:
-    from distill.train.run import train_student
-
-    return train_student(work)
-
-
-def _train_inputs(work: Work) -> dict[str, Any]:
-    from distill.train.run import inputs
-
-    return inputs(work)
 
 
 def _trained(report: dict[str, Any]) -> str:
@@ -157,21 +139,6 @@ def _trained(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _evaluate(work: Work) -> dict[str, Any]:
-    from distill.evaluate.run import evaluate_student
-    from distill.report import write_report
-
-    report = evaluate_student(work)
-    write_report(work)
-    return report
-
-
-def _evaluate_inputs(work: Work) -> dict[str, Any]:
-    from distill.evaluate.run import inputs
-
-    return inputs(work)
-
-
 def _evaluated(report: dict[str, Any]) -> str:
     lines = [f"evaluate:{' (nothing had changed)' * report['cached']}"]
     for name, arm in report["arms"].items():
@@ -186,21 +153,6 @@ def _evaluated(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _export(work: Work) -> dict[str, Any]:
-    from distill.export.run import export_student
-    from distill.report import write_report
-
-    report = export_student(work)
-    write_report(work)
-    return report
-
-
-def _export_inputs(work: Work) -> dict[str, Any]:
-    from distill.export.run import inputs
-
-    return inputs(work)
-
-
 def _exported(report: dict[str, Any]) -> str:
     gap = report["parity"]
     refused = (
@@ -213,9 +165,38 @@ def _exported(report: dict[str, Any]) -> str:
 
 
 STEPS: dict[str, Step] = {
-    "collect": Step("collect", _collect, _collected),
-    "filter": Step("filter", _filter, _filtered, _filter_inputs, ("kept.jsonl", "dropped.jsonl", "card.html")),
-    "train": Step("train", _train, _trained, _train_inputs, ("student/config.json", "student/model.safetensors")),
-    "evaluate": Step("evaluate", _evaluate, _evaluated, _evaluate_inputs, ("report.json",)),
-    "export": Step("export", _export, _exported, _export_inputs, ("report.json",)),
+    step.name: step
+    for step in (
+        Step("collect", "distill.collect.hosted:collect_hosted", _collected),
+        Step(
+            "filter",
+            "distill.filters.run:filter_rows",
+            _filtered,
+            "distill.filters.run:inputs",
+            ("kept.jsonl", "dropped.jsonl", "card.html"),
+        ),
+        Step(
+            "train",
+            "distill.train.run:train_student",
+            _trained,
+            "distill.train.run:inputs",
+            ("student/config.json", "student/model.safetensors"),
+        ),
+        Step(
+            "evaluate",
+            "distill.evaluate.run:evaluate_student",
+            _evaluated,
+            "distill.evaluate.run:inputs",
+            ("report.json",),
+            reported=True,
+        ),
+        Step(
+            "export",
+            "distill.export.run:export_student",
+            _exported,
+            "distill.export.run:inputs",
+            ("report.json",),
+            reported=True,
+        ),
+    )
 }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import Any
 
 from distill.collect.plan import plan
+from distill.collect.run import collect
 from distill.recipe.ask import Teacher
 from distill.work import Work
 from models.evaluation.target import served_folder
@@ -14,6 +17,15 @@ from models.support.errors import UsageError
 
 NOBODY = "http://127.0.0.1:9/v1"
 """The address of a teacher that has answered everything already: nothing is sent there."""
+
+
+def collect_hosted(work: Work) -> dict[str, Any]:
+    """Collect, with the teachers whose checkpoint is here served meanwhile; return the report.
+
+    Not a coroutine: Ctrl-C while a stack starts must end it at once, not at the loop's next turn.
+    """
+    with hosted(work) as ready:
+        return asyncio.run(collect(ready))
 
 
 @contextmanager
