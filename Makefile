@@ -26,10 +26,10 @@ lint: setup ## ruff and mypy over the whole tree
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-demo-distill: setup ## a served teacher, a student from nothing, the report: the shortened proof
+demo-distill: setup ## a large served teacher, a pruned student, the report: the shortened proof
 	@$(PY) -m distill.proof.run $(ARGS)
 
-prove-distill: setup ## the same, whole: two tasks, a teacher trained for them (ARGS=--large: 76 M weights)
+prove-distill: setup setup-quantize ## the same, whole: two tasks, a student from random weights, INT8 and INT4 (ARGS="--task shapes")
 	@$(PY) -m distill.proof.run --whole $(ARGS)
 
 observe: setup ## serve the demo under Prometheus, with the chart's rules and dashboards

@@ -132,6 +132,7 @@ def _arms(page: Page, evaluate: Mapping[str, Any]) -> None:
             [
                 name,
                 "-" if arm["parameters"] is None else f"{arm['parameters'] / 1e6:.2f} M",
+                "-" if arm["bytes"] is None else f"{arm['bytes'] / 1e6:.1f}",
                 f"{share(arm['accuracy'])} ({interval(arm['accuracy'])}, n {arm['accuracy']['n']})",
                 _ms(arm["latency_ms"]["p50"]),
                 _ms(arm["latency_ms"]["p95"]),
@@ -139,7 +140,7 @@ def _arms(page: Page, evaluate: Mapping[str, Any]) -> None:
                 "-" if arm["usd_per_right_answer"] is None else usd(arm["usd_per_right_answer"]),
             ]
         )
-    page.add(table(["", "weights", "accuracy", "P50", "P95", "$/query", "$/right answer"], rows))
+    page.add(table(["", "weights", "MB", "accuracy", "P50", "P95", "$/query", "$/right answer"], rows))
 
 
 def _against(page: Page, evaluate: Mapping[str, Any]) -> None:
@@ -169,7 +170,7 @@ def _training(page: Page, work: Work, report: Mapping[str, Any], train: Mapping[
     path = work.out / "train" / "curve.jsonl"
     if path.is_file():
         from distill.train.curve import curves
-        from distill.train.loop import Point, State
+        from distill.train.state import Point, State
 
         points = [Point(**json.loads(row)) for row in path.read_text("utf-8").splitlines()]
         page.add(*curves(State(curve=points)))

@@ -19,6 +19,7 @@ class Work:
     """A recipe with its data.
 
     Attributes:
+        file: the recipe's own.
         folder: where the recipe lies; paths in it are relative to this.
         out: where the steps write, one folder each.
         usable: rows that take part, in the order of buying: the training rows in the seed's order, then the others.
@@ -29,6 +30,7 @@ class Work:
     """
 
     recipe: Recipe
+    file: Path
     folder: Path
     out: Path
     rows: Rows
@@ -75,6 +77,7 @@ def open_work(recipe_path: Path, out: Path | None = None) -> Work:
     book = load_prices(None if recipe.budget.prices is None else folder / recipe.budget.prices)
     return Work(
         recipe=recipe,
+        file=recipe_path.resolve(),
         folder=folder,
         out=out or Path("runs") / "distill" / recipe.name,
         rows=rows,

@@ -16,6 +16,7 @@ from distill.collect.buy_batches import buy_in_batches
 from distill.collect.journal import Journal
 from distill.collect.spend import LedgerLimit, Purchase, buying
 from distill.collect.teacher import OpenTeacher
+from distill.collect.volume import buy_in_volume
 from distill.prompts import Words
 from models.golden import ImageRef
 from models.providers import Ask, ImagePart, ProviderError, Reply, SpendLimitReached
@@ -129,7 +130,11 @@ class Buyer:
         # batches first: those that an earlier process handed over hold dollars until they are settled
         for teacher in {q.teacher.settings.name: q.teacher for q in wanted if q.teacher.settings.batch}.values():
             await buy_in_batches(self, teacher, self._missing([q for q in wanted if q.teacher is teacher]))
-        await self._buy_directly(self._missing([q for q in wanted if not q.teacher.settings.batch]))
+        for teacher in {q.teacher.settings.name: q.teacher for q in wanted if q.teacher.settings.volume}.values():
+            if not self.stopped and not self.error:
+                await buy_in_volume(self, teacher, self._missing([q for q in wanted if q.teacher is teacher]))
+        direct = [q for q in wanted if not q.teacher.settings.batch and not q.teacher.settings.volume]
+        await self._buy_directly(self._missing(direct))
         if self.error is not None:
             raise self.error
 

@@ -52,5 +52,7 @@ def _address(work: Work, teacher: Teacher, missing: int, running: ExitStack) -> 
     if not (folder / "config.json").is_file():
         field, fix = f"teacher {teacher.name}: checkpoint", "name a folder with config.json, relative to the recipe"
         raise UsageError("no checkpoint in this folder", field=field, value=teacher.checkpoint, fix=fix)
+    if teacher.volume is not None:  # it runs in a batch job: nothing is served
+        return teacher.model_copy(update={"base_url": NOBODY, "checkpoint": str(folder.resolve())})
     url = running.enter_context(served_folder(folder.resolve(), teacher.model)) if missing else NOBODY
     return teacher.model_copy(update={"base_url": url, "checkpoint": None})

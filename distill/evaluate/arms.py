@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from distill.evaluate.made import pruned_base, quantized
 from distill.train.run import base_of
 from distill.work import Work
 from models.evaluation.target import served_folder
@@ -46,10 +47,13 @@ def checkpoint_digest(folder: Path) -> str:
 
 
 def arms_of(work: Work) -> list[Arm]:
-    """Return the teacher, the base (where it is here), the student, then what was made of it.
+    """Return the teacher, the base as training began with it (where it is here), the student, then what was made of it.
+
+    What the recipe wants made (a pruned base, fewer bits) is made if it is not there.
 
     Raises:
         UsageError: the student was not trained yet, or a checkpoint is not there.
+        CheckFailed: quantization failed.
     """
     recipe = work.recipe
     assert recipe.evaluate is not None and recipe.train is not None, "checked by the recipe"
@@ -64,9 +68,18 @@ def arms_of(work: Work) -> list[Arm]:
     found = [teacher]
     if recipe.evaluate.base:
         base = base_of(work.folder, recipe.train.base)
+        if recipe.train.prune is not None:
+            base = str(pruned_base(work, recipe.train))
         found.append(_here("base", Path(base)) if Path(base).is_dir() else Arm("base", Path(base), None, "base", None))
-    found.append(_here("student", student))
-    return found + [_here(name, (work.folder / path).resolve()) for name, path in recipe.evaluate.also.items()]
+    mine = _here("student", student)
+    found.append(mine)
+    assert mine.digest is not None
+    for name, wanted in recipe.evaluate.also.items():
+        if isinstance(wanted, str):
+            found.append(_here(name, (work.folder / wanted).resolve()))
+        else:
+            found.append(_here(name, quantized(work, name, wanted, student, mine.digest)))
+    return found
 
 
 def _here(name: str, folder: Path) -> Arm:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -24,7 +25,7 @@ from models.stats import block_quantile, paired_ratio, wilson
 from models.support.errors import UsageError
 from models.support.files import write_json
 
-VERSION = 1
+VERSION = 2
 Answers = Mapping[tuple[str, str], Evaluated]
 
 
@@ -107,7 +108,7 @@ def _arm(work: Work, arm: Arm, answers: Answers) -> dict[str, Any]:
     return {
         "model": arm.model,
         "digest": arm.digest,
-        "parameters": _parameters(arm),
+        **_weights(arm),
         "accuracy": accuracy.as_dict(),
         "latency_ms": _latency(plain),
         "usd_per_query": None if each is None else significant(each),
@@ -125,17 +126,19 @@ def _arm(work: Work, arm: Arm, answers: Answers) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _parameters(arm: Arm) -> int | None:
-    """Return the number of weights, from the headers of the checkpoint's files."""
+def _weights(arm: Arm) -> dict[str, int | None]:
+    """Return `parameters`, from the headers of the checkpoint's files (None where they are packed), and `bytes`."""
     if arm.folder is None or arm.digest is None:
-        return None
+        return {"parameters": None, "bytes": None}
     from safetensors import safe_open
 
     total = 0
-    for path in sorted(arm.folder.glob("*.safetensors")):
+    paths = sorted(arm.folder.glob("*.safetensors"))
+    for path in paths:
         with safe_open(path, framework="np") as file:
             total += sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118
-    return total
+    packed = "quantization_config" in json.loads((arm.folder / "config.json").read_text("utf-8"))
+    return {"parameters": None if packed else total, "bytes": sum(path.stat().st_size for path in paths)}
 
 
 def _latency(plain: Sequence[Evaluated]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Rows of the proof.  Nobody but the teacher's own training reads an answer of the data sets.
 
-- The teacher learns from truth: published training questions of easy-VQA, and modem photographs of seed 1.
-- The student's rows have no answers: published training pictures with questions made from templates, and photographs
-  of seed 2.  Half of its yes/no questions name what the *teacher* said it sees, so that yes is as frequent as no.
+- The document teacher learns from truth: photographs of seed 1.
+- The student's rows have no answers: published training pictures and rendered ones with questions made from templates,
+  and photographs of seed 2.  Half of its yes/no questions name what the *teacher* said it sees, so that yes is as
+  frequent as no.
 - What is measured: the published test split, and photographs of seed 3.  Nobody trains on either.
 """
 
@@ -62,56 +63,52 @@ def split_of(number: int, n: int) -> str:
     return "validation" if number >= n - min(VALIDATION, n // 10) else "train"
 
 
-def teacher_rows(folder: Path, *, pictures: int, photos: int, per_picture: int, seed: int) -> None:
-    """Write `rows.jsonl` and `truth.jsonl` (human labels) for the teacher."""
-    import easy_vqa
+def rendered(folder: Path, n: int, seed: int) -> dict[int, str]:
+    """Draw `n` more pictures of the published kind; return picture number (from 100,000) -> path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for i in range(n):
+        image, _ = shapes.render(np.random.default_rng([seed, i]))
+        number = 100_000 + i
+        found[number] = f"{folder.name}/{number}.png"
+        image.save(folder.parent / found[number])
+    return found
 
-    paths = published(folder / "vqa", pictures)
-    questions: dict[int, list[tuple[str, str]]] = {}
-    for question, answer, number in zip(*easy_vqa.get_train_questions(), strict=True):
-        questions.setdefault(number, []).append((question, answer))
+
+def light_rows(folder: Path, photos: int, seed: int, *, truth: bool = False) -> None:
+    """Write `rows.jsonl` of the document task, with `truth` also `truth.jsonl`: labels for a teacher's training."""
     rows: list[Row] = []
-    truth: list[Row] = []
-    for place, (number, path) in enumerate(paths.items()):
-        rng = np.random.default_rng([seed, number])
-        chosen = rng.permutation(len(questions[number]))[:per_picture]
-        pairs = [questions[number][i] for i in chosen]
-        known = _scene(questions[number])
-        if known is not None:  # the published ones say no seven times in eight: as many that are true
-            pairs += [shapes.draw_question(rng, known, dense=0.2) for _ in range(per_picture)]
-        for i, (question, answer) in enumerate(pairs):
-            row = {"id": f"v{number}-{i}", "image": path, "question": question, "category": "vqa"}
-            rows.append(row | {"split": split_of(place, len(paths))})
-            truth.append({"id": row["id"], "answer": answer, "by": "easy-VQA"})
-    for i, (path, shown) in enumerate(photographs(folder / "modem", photos, 1)):
+    labels: list[Row] = []
+    for i, (path, shown) in enumerate(photographs(folder / "modem", photos, seed)):
         row = {"id": f"m{i}", "image": path, "question": lights.QUESTION, "category": "modem"}
         rows.append(row | {"split": split_of(i, photos)})
-        truth.append({"id": row["id"], "answer": lights.text_of(shown), "by": "renderer"})
+        labels.append({"id": row["id"], "answer": lights.text_of(shown), "by": "renderer"})
     write_lines(folder / "rows.jsonl", rows)
-    write_lines(folder / "truth.jsonl", truth)
+    if truth:
+        write_lines(folder / "truth.jsonl", labels)
 
 
-def _scene(pairs: Sequence[tuple[str, str]]) -> shapes.Scene | None:
-    answers = [answer for _, answer in pairs]
-    shape = next((a for a in answers if a in shapes.SHAPES), None)
-    color = next((a for a in answers if a in shapes.COLORS), None)
-    return shapes.Scene(shape, color, (0, 0, 0, 0)) if shape and color else None
+def naming_rows(folder: Path, *, pictures: int, more: int, captions: bool, seed: int) -> list[Row]:
+    """Return the first rows of the student, without answers: name colour and shape.
 
-
-def naming_rows(folder: Path, *, pictures: int, photos: int, seed: int) -> list[Row]:
-    """Return the first rows of the student, without answers: name colour, shape and lights."""
-    paths = published(folder / "vqa", pictures)
+    Args:
+        pictures, more: published and rendered ones.
+        captions: one question for both, and the single ones about every tenth picture; otherwise these about all.
+    """
+    sources = published(folder / "vqa", pictures)
+    known = len(sources)
+    sources |= rendered(folder / "more", more, seed)
+    # of the templates those that tell nothing of the answer
+    single = (("color", shapes.ASK_COLOR[::2]), ("shape", shapes.ASK_SHAPE[:3]))
     rows: list[Row] = []
-    for place, (number, path) in enumerate(paths.items()):
+    for place, (number, path) in enumerate(sources.items()):
         rng = np.random.default_rng([seed, number])
-        # of the templates those that tell nothing of the answer
-        for kind, templates in (("color", shapes.ASK_COLOR[::2]), ("shape", shapes.ASK_SHAPE[:3])):
+        both = (("see", shapes.ASK_BOTH),) if captions else ()
+        for kind, templates in (*both, *(single if not captions or place % 10 == 0 else ())):
             question = templates[int(rng.integers(len(templates)))]
             row = {"id": f"{kind}-{number}", "image": path, "question": question, "category": "naming"}
-            rows.append(row | {"split": split_of(place, len(paths))})
-    for i, (path, _) in enumerate(photographs(folder / "modem", photos, 2)):
-        row = {"id": f"modem-{i}", "image": path, "question": lights.QUESTION, "category": "modem"}
-        rows.append(row | {"split": split_of(i, photos)})
+            split = split_of(place, known) if place < known else "train"
+            rows.append(row | {"split": split, "synthetic": place >= known})
     return rows
 
 
@@ -123,21 +120,41 @@ def random_names(rows: Sequence[Row], *, seed: int) -> dict[str, str]:
             if (kind := row["id"].partition("-")[0]) in names}  # fmt: skip
 
 
+def scenes(said: Mapping[str, str]) -> dict[int, shapes.Scene]:
+    """Return picture number -> what the teacher said it shows; pictures that it did not name in both ways are left out.
+
+    Args:
+        said: row id -> answer, of naming rows.
+    """
+    words: dict[int, set[str]] = {}
+    for row, answer in said.items():
+        kind, _, number = row.partition("-")
+        if kind in ("see", "color", "shape"):
+            words.setdefault(int(number), set()).update(answer.split())
+    found = {}
+    for number, seen in words.items():
+        colors, forms = [c for c in shapes.COLORS if c in seen], [s for s in shapes.SHAPES if s in seen]
+        if len(colors) == len(forms) == 1:  # two answers that contradict each other tell nothing
+            found[number] = shapes.Scene(forms[0], colors[0], (0, 0, 0, 0))
+    return found
+
+
 def yes_no_rows(rows: Sequence[Row], said: Mapping[str, str], *, per_picture: int, seed: int) -> list[Row]:
     """Return rows of yes/no questions about the pictures of `rows`; `said` are the teacher's answers by row id.
 
     Half of them name what the teacher saw.  A picture that it did not name in both ways gets none.
     """
     found: list[Row] = []
+    known = scenes(said)
+    asked: set[int] = set()
     for row in rows:
-        kind, _, number = row["id"].partition("-")
-        color, shape = said.get(f"color-{number}"), said.get(f"shape-{number}")
-        if kind != "color" or color not in shapes.COLORS or shape not in shapes.SHAPES:
+        number = int(row["id"].partition("-")[2])
+        if number not in known or number in asked:
             continue
-        rng = np.random.default_rng([seed, int(number), 7])
-        scene = shapes.Scene(shape, color, (0, 0, 0, 0))
+        asked.add(number)
+        rng = np.random.default_rng([seed, number, 7])
         for i in range(per_picture):
-            question, _ = shapes.draw_question(rng, scene, dense=0.15, extra=0.0)
+            question, _ = shapes.draw_question(rng, known[number], dense=0.15, extra=0.0)
             found.append({**row, "id": f"ask{i}-{number}", "question": question, "category": "yes_no"})
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -33,6 +33,14 @@ class Batch(Section):
 
     size: int = Field(500, ge=1, le=50_000, description="Requests in a batch (fewer where pictures fill it).")
     poll_s: float = Field(30.0, ge=0, description="Seconds between questions whether it is done.")
+
+
+class Volume(Section):
+    """Batch inference with Ray Data and vLLM instead of a served endpoint: for many rows."""
+
+    replicas: int = Field(1, ge=1, le=1024, description="Engines, each on a GPU of its own where there are any.")
+    batch: int = Field(32, ge=1, le=4096, description="Rows that go through the job together.")
+    engine: dict[str, Any] = Field(default_factory=dict, description="More vLLM engine arguments, by their field name.")
 
 
 class Teacher(Section):
@@ -71,6 +79,9 @@ class Teacher(Section):
         4, ge=1, le=20, description="Requests per answer at most; only errors that may pass are retried."
     )
     batch: Batch | None = Field(None, description="Ask through the vendor's batch API, at the batch price.")
+    volume: Volume | None = Field(
+        None, description="Run the checkpoint in a batch job (Ray Data), not as a server; needs temperature."
+    )
     licence: Licence = Field(default_factory=Licence, description="Whether its answers may train a model.")
 
     @property
@@ -88,6 +99,8 @@ class Teacher(Section):
             raise ValueError("give base_url (self-hosted) or vendor_url (the vendor's API elsewhere), not both")
         if self.batch is not None and self.self_hosted:
             raise ValueError("batch is for a vendor's batch API; leave it out for a self-hosted model")
+        if self.volume is not None and (self.checkpoint is None or self.temperature is None):
+            raise ValueError("volume runs a checkpoint at a temperature: give both")
         if self.samples > 1 and self.temperature == 0:
             raise ValueError("samples above 1 with temperature 0 buys one answer several times")
         if self.licence.training == "forbidden":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from distill.recipe.parts import Dollars, Money, Name, Section, Share
@@ -13,6 +15,14 @@ class Targets(Section):
     keep: Share = Field(0.97, description="Share of the teacher's accuracy that it keeps.")
     faster: float = Field(5.0, ge=1, description="Teacher's P50 over the student's, under the same load.")
     cheaper: Share = Field(0.8, description="Share of the teacher's dollars per query that it saves.")
+
+
+class Quantized(Section):
+    """The student in fewer bits, made by `fovea quantize run` and calibrated on its training rows."""
+
+    scheme: Literal["w8a8", "w4a16", "fp8", "nf4", "bnb-int8"] = Field(description="As in `fovea quantize schemes`.")
+    method: str | None = Field(None, description="gptq, awq, smoothquant or rtn; each scheme has its default.")
+    samples: int = Field(256, ge=32, description="Training rows that it is calibrated on.")
 
 
 class Evaluate(Section):
@@ -29,10 +39,10 @@ class Evaluate(Section):
         None, description="What asking a vendor's teacher may cost for each set, beside `budget.max_usd`; quoted."
     )
     base: bool = Field(True, description="Ask the student's base too: what training brought.")
-    also: dict[Name, str] = Field(
+    also: dict[Name, Quantized | str] = Field(
         default_factory=dict,
-        description="Other checkpoints made of the student (INT8, INT4: `fovea quantize run`): name -> folder relative "
-        "to the recipe.",
+        description="The student in fewer bits, in the same report: name -> {scheme: w8a8}, made here; or the folder "
+        "of a checkpoint, relative to the recipe.",
     )
     robust_items: int = Field(
         200, ge=0, description="Items of each set asked again with the picture hidden, and with it damaged; 0: none."

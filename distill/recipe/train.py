@@ -37,12 +37,33 @@ class Stage(Section):
     )
 
 
+class OnPolicy(Section):
+    """On-policy distillation (Agarwal et al. 2024, "GKD"): the student writes answers and learns the teacher's
+    distribution on its own words.
+    """
+
+    share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of the steps whose answers the student writes itself; the others are as usual.",
+    )
+    beta: Share = Field(
+        1.0,
+        description="Divergence: 1 is the reverse KL (student from teacher), 0 the forward KL, between them the "
+        "generalised Jensen-Shannon divergence.",
+    )
+    temperature: float = Field(1.0, gt=0, le=5, description="At which the student's answers are drawn.")
+    max_tokens: int = Field(64, ge=1, description="Longest answer that it writes.")
+
+
 class Logits(Section):
     """Logit distillation (Hinton et al. 2015): the teacher's weights are here and it has the student's vocabulary."""
 
     checkpoint: str = Field(min_length=1, description="The teacher's checkpoint, relative to the recipe.")
     weight: Share = Field(0.5, description="Share of the loss that is the divergence from the teacher.")
     temperature: float = Field(2.0, gt=0, le=20, description="Softens both distributions.")
+    on_policy: OnPolicy | None = Field(None, description="Learn on the student's own answers too.")
 
 
 class Prune(Section):
@@ -82,6 +103,13 @@ class Train(Section):
         None, ge=1, description="Stop after this many looks in the last stage without a better one; the best is kept."
     )
     checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints: what a kill loses at most.")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that share every step (Ray Train), each on a GPU where there are any. On several "
+        "machines the output folder has to be shared.",
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads; the same number, the same curve after a restart.")
     usd_per_hour: Money | None = Field(None, description="Price of the machine, quoted: dollars of the training.")
 
@@ -89,6 +117,8 @@ class Train(Section):
     def _coherent(self) -> Train:
         if self.accumulate > self.batch:
             raise ValueError(f"accumulate is {self.accumulate}, but a batch has {self.batch} rows")
+        if self.workers > self.batch:
+            raise ValueError(f"workers is {self.workers}, but a batch has {self.batch} rows")
         if self.prune is not None and self.method != "full":
             raise ValueError("prune needs method full: what was cut has to be relearned by the weights themselves")
         if self.prune is not None and self.prune.layers is None and self.prune.mlp is None:

@@ -8,7 +8,7 @@ from models.support.html import Axis, Page, Series, line
 from models.support.progress import format_seconds
 
 if TYPE_CHECKING:
-    from distill.train.loop import State
+    from distill.train.state import State
 
 
 def curve_page(name: str, state: State, steps: int) -> str:

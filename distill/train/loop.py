@@ -6,62 +6,25 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from distill.recipe.train import Stage, Train
+import numpy as np
+
+from distill.recipe.train import OnPolicy, Stage, Train
 from distill.train import checkpoint
+from distill.train.group import Group
+from distill.train.losses import divergence
 from distill.train.model import answer_logits, moving
 from distill.train.rows import Encoded, EncodedRows, draws
+from distill.train.sample import own_answers
+from distill.train.state import Point, State, rate_at
 from models.support.errors import CheckFailed, UsageError
 from models.support.files import atomic_write
 
 VALIDATION_BATCH = 64
-
-
-@dataclass
-class Point:
-    """One point of the curve: means over the steps since the last one; validation where it was looked at.
-
-    `exact` is the share of validation rows of which every token of the answer is the likeliest: what greedy decoding
-    would write word for word.
-    """
-
-    stage: int
-    step: int
-    loss: float
-    rate: float
-    seconds: float
-    validation_loss: float | None = None
-    exact: float | None = None
-
-
-@dataclass
-class State:
-    """Where a training is; `step` counts over all stages."""
-
-    step: int = 0
-    seconds: float = 0.0
-    best: float = math.inf
-    best_step: int = 0
-    poor: int = 0
-    stopped: str | None = None
-    tokens: int = 0
-    total: float = 0.0
-    since: int = 0
-    curve: list[Point] = field(default_factory=list)
-
-
-def rate_at(step: int, stage: Stage) -> float:
-    """Return the learning rate at a step of a stage: linear warm-up, constant, cosine to the floor."""
-    warm, hold = stage.warmup * stage.steps, stage.hold * stage.steps
-    if step < warm:
-        return stage.rate * (step + 1) / (math.floor(warm) + 1)
-    if step < hold or stage.hold >= 1:
-        return stage.rate
-    falling = 0.5 * (1 + math.cos(math.pi * (step - hold) / (stage.steps - hold)))
-    return stage.rate * (stage.floor + (1 - stage.floor) * falling)
+ALONE = Group()
 
 
 class Loop:
@@ -70,6 +33,7 @@ class Loop:
     Args:
         identity: what must be the same for a checkpoint to be gone on from.
         teacher: for logit distillation.
+        group: the processes that share every step.
         told: called with every point of the curve.
     """
 
@@ -84,13 +48,14 @@ class Loop:
         identity: str,
         *,
         teacher: Any = None,
+        group: Group = ALONE,
         told: Callable[[Point, int], None] | None = None,
     ):
         import torch
 
         self.model, self.train, self.seed = model, train, seed
         self.rows, self.validation, self.folder, self.identity = rows, validation, folder, identity
-        self.teacher, self.told = teacher, told
+        self.teacher, self.group, self.told = teacher, group, told
         self.pad = int(rows.processor.tokenizer.pad_token_id or 0)
         self.parameters = moving(model)
         if not self.parameters:
@@ -115,30 +80,28 @@ class Loop:
             for name, parameter in self.parameters.items():
                 parameter.copy_(found["weights"][name])
         self.optimizer.load_state_dict(found["optimizer"])
-        torch.set_rng_state(found["random"][0])
-        if found["random"][1]:
-            torch.cuda.set_rng_state_all(found["random"][1])
         saved = found["state"]
         self.state = State(**(saved | {"curve": [Point(**p) for p in saved["curve"]]}))
         self._write_curve()
         return self.state.step
 
     def _save(self) -> None:
-        import torch
-
+        if not self.group.first:
+            return
         checkpoint.save(
             self.folder / "checkpoint.pt",
             {
                 "identity": self.identity,
                 "weights": {name: p.detach() for name, p in self.parameters.items()},
                 "optimizer": self.optimizer.state_dict(),
-                "random": (torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []),
                 "state": asdict(self.state),
             },
         )
 
     def _write_curve(self) -> None:
         """Write the whole curve: what was after the checkpoint is trained, and written, again."""
+        if not self.group.first:
+            return
         with atomic_write(self.folder / "curve.jsonl") as file:
             file.writelines(json.dumps(asdict(point)) + "\n" for point in self.state.curve)
 
@@ -177,7 +140,7 @@ class Loop:
         began = time.monotonic() - state.seconds
         while state.step < first + stage.steps:
             rate = rate_at(state.step - first, stage)
-            loss = self._step([items[i] for i in next(drawn)], rate)
+            loss = self._step([items[i] for i in next(drawn)], rate, [*key, state.step - first])
             state.step += 1
             state.total, state.since = state.total + loss, state.since + 1
             if not math.isfinite(loss):
@@ -204,45 +167,53 @@ class Loop:
                              value=", ".join(stage.categories), fix=f"known: {', '.join(known)}")  # fmt: skip
         return found
 
-    def _step(self, items: list[Encoded], rate: float) -> float:
+    def _step(self, items: list[Encoded], rate: float, key: list[int]) -> float:
+        """Take a step; `key` decides what is random in it: dropout, and what the student writes."""
         import torch
 
+        torch.manual_seed(int(np.random.SeedSequence([*key, self.group.rank]).generate_state(1)[0]))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
+        items = self.group.mine(items)
+        own = self.train.logits.on_policy if self.train.logits is not None else None
+        if own is not None and np.random.default_rng([*key, 1]).random() >= own.share:
+            own = None
+        if own is not None:
+            items = own_answers(self.model, self.rows, items, own, self._autocast())
         size = -(-len(items) // self.train.accumulate)
         parts = [items[i : i + size] for i in range(0, len(items), size)]
-        answers = sum(len(item.ids) - item.start for item in items)
+        answers = self.group.total(sum(len(item.ids) - item.start for item in items))
         total = 0.0
         for part in parts:
-            # the mean over all answer tokens of the step, whatever the parts are
-            loss = self._loss(part) / answers
+            # the mean over all answer tokens of the step, whatever the parts are and whoever has them
+            loss = self._loss(part, own) / answers
             loss.backward()
             total += float(loss.detach())
+        self.group.add_gradients(self.parameters.values())
         torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.train.clip)
         self.optimizer.step()
-        self.state.tokens += sum(len(item.ids) for item in items)
-        return total
+        self.state.tokens += int(self.group.total(sum(len(item.ids) for item in items)))
+        return self.group.total(total)
 
-    def _loss(self, items: list[Encoded]) -> Any:
-        """Return the sum of the loss over the answer tokens of `items`."""
+    def _loss(self, items: list[Encoded], own: OnPolicy | None = None) -> Any:
+        """Return the sum of the loss over the answer tokens of `items`; with `own` the student wrote them itself."""
         import torch
-        from torch.nn.functional import cross_entropy, kl_div, log_softmax
+        from torch.nn.functional import cross_entropy
 
         batch = self.rows.batch(items, self.pad)
         with self._autocast():
             logits, targets = answer_logits(self.model, batch)
-        loss = cross_entropy(logits.float(), targets, reduction="sum")
         mix = self.train.logits
         if mix is None:
-            return loss
+            return cross_entropy(logits.float(), targets, reduction="sum")
         with torch.no_grad(), self._autocast():
             wanted, _ = answer_logits(self.teacher, batch)
-        t = mix.temperature
-        gap = kl_div(log_softmax(logits.float() / t, -1), log_softmax(wanted.float() / t, -1), reduction="sum",
-                     log_target=True)  # fmt: skip
-        return (1 - mix.weight) * loss + mix.weight * t * t * gap
+        if own is not None:
+            return divergence(logits, wanted, own.beta)
+        gap = mix.temperature**2 * divergence(logits, wanted, 0.0, mix.temperature)
+        return (1 - mix.weight) * cross_entropy(logits.float(), targets, reduction="sum") + mix.weight * gap
 
     def _autocast(self) -> Any:
         import torch
@@ -253,12 +224,13 @@ class Loop:
     # -- looking
 
     def _look(self, point: Point, last: bool) -> None:
-        if self.validation is not None:
+        if self.validation is not None and self.group.first:
             point.validation_loss, point.exact = self.measure(self.validation)
             self._judge(point, last)
+        self.state.stopped = self.group.told(self.state.stopped)
         self.state.curve.append(point)
         self._write_curve()
-        if self.told is not None:
+        if self.told is not None and self.group.first:
             self.told(point, self.train.steps)
 
     def _judge(self, point: Point, last: bool) -> None:

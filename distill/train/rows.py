@@ -141,8 +141,11 @@ class EncodedRows:
         self._cache.move_to_end(key)
         return self._cache[key]
 
-    def batch(self, items: Sequence[Encoded], pad: int) -> Batch:
-        """Return the rows padded on the right, every picture once."""
+    def batch(self, items: Sequence[Encoded], pad: int, *, asked: bool = False) -> Batch:
+        """Return the rows padded on the right, every picture once.
+
+        `asked`: padded on the left and every row with a picture of its own, as `generate` wants it.
+        """
         import torch
 
         length = max(len(item.ids) for item in items)
@@ -152,18 +155,20 @@ class EncodedRows:
         extra = {name: torch.zeros(len(items), length, dtype=torch.long) for name in items[0].extra}
         positions = None if items[0].positions is None else torch.ones(3, len(items), length, dtype=torch.long)
         for row, item in enumerate(items):
-            size = len(item.ids)
-            ids[row, :size], mask[row, :size] = torch.tensor(item.ids), 1
-            labels[row, item.start : size] = torch.tensor(item.ids[item.start :])
+            first = length - len(item.ids) if asked else 0
+            at = slice(first, first + len(item.ids))
+            ids[row, at], mask[row, at] = torch.tensor(item.ids), 1
+            labels[row, first + item.start : at.stop] = torch.tensor(item.ids[item.start :])
             for name, values in item.extra.items():
-                extra[name][row, :size] = torch.tensor(values)
+                extra[name][row, at] = torch.tensor(values)
             if positions is not None:
-                positions[:, row, :size] = item.positions
+                positions[:, row, at] = item.positions
         every = [item.picture for item in items]
-        keys = list(dict.fromkeys(every)) if self.shared else every
+        shared = self.shared and not asked
+        keys = list(dict.fromkeys(every)) if shared else every
         made = [self.pixels(key) for key in keys]
         pixels = {name: _joined([one[name] for one in made]) for name in made[0]}
-        owner = [keys.index(key) for key in every] if self.shared else list(range(len(every)))
+        owner = [keys.index(key) for key in every] if shared else list(range(len(every)))
         return Batch(ids, mask, labels, extra, positions, pixels, owner)
 
 

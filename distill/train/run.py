@@ -11,6 +11,7 @@ from typing import Any
 from distill.recipe import Recipe
 from distill.recipe.train import Train
 from distill.train.curve import curve_page
+from distill.train.group import Group
 from distill.training_rows import TrainingRows
 from distill.work import Work
 from models.cost.ledger import significant
@@ -56,7 +57,7 @@ def inputs(work: Work) -> dict[str, Any]:
         "bases": [_checkpoint_digest(Path(base)) if Path(base).is_dir() else base for base in bases],
         "seed": recipe.seed,
         "student": recipe.student.model_dump(mode="json"),
-        "train": train.model_dump(mode="json", exclude={"usd_per_hour", "threads", "checkpoint_every"}),
+        "train": train.model_dump(mode="json", exclude={"usd_per_hour", "threads", "checkpoint_every", "workers"}),
     }
 
 
@@ -70,18 +71,30 @@ def _checkpoint_digest(folder: Path) -> str:
 def train_student(work: Work) -> dict[str, Any]:
     """Train, or go on; write student, curve and report; return the report.
 
+    With `train.workers` above 1 that many processes do it together (`distill.train.several`).
+
     Raises:
         RowError: a row cannot be trained on.
         CheckFailed: out of memory, or the loss is no number.
         UsageError: no kept rows, no checkpoint, disk full.
         KeyboardInterrupt: the last checkpoint is kept.
     """
+    if settings(work)[1].workers > 1:
+        from distill.train.several import train_together
+
+        return train_together(work)
+    return train_alone(work, Group())
+
+
+def train_alone(work: Work, group: Group) -> dict[str, Any]:
+    """Train in this process, as one of `group`; the first of them writes and returns the report, the others nothing."""
     import torch
 
-    from distill.train.loop import Loop, Point
+    from distill.train.loop import Loop
     from distill.train.model import SHARING, core_of, load_model, load_processor
     from distill.train.rows import EncodedRows
     from distill.train.save import save_student
+    from distill.train.state import Point
 
     recipe, train = settings(work)
     student = recipe.student
@@ -129,9 +142,12 @@ def train_student(work: Work) -> dict[str, Any]:
                 file.write(curve_page(recipe.name, loop.state, steps))
 
         teacher = _teacher(train, work.folder, processor, device)
-        loop = Loop(model, train, recipe.seed, encoded, looked, folder, identity, teacher=teacher, told=told)
+        loop = Loop(model, train, recipe.seed, encoded, looked, folder, identity, teacher=teacher, group=group,
+                    told=told)  # fmt: skip
         started = time.monotonic()
         state = loop.run()
+    if not group.first:
+        return {}
     measured = None if looked is None else loop.measure(looked)
     moved, every = sum(p.numel() for p in loop.parameters.values()), sum(p.numel() for p in model.parameters())
     save_student(model, processor, train, source, folder)
@@ -147,6 +163,7 @@ def train_student(work: Work) -> dict[str, Any]:
         "dropped_rows": dict(training.dropped),
         "parameters": every,
         "parameters_trained": moved,
+        "workers": group.size,
         "steps": state.step,
         "stopped": state.stopped,
         "best_step": state.best_step or None,

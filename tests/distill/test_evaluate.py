@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -49,6 +52,7 @@ def golden(folder: Path) -> None:
 
 def proof_work(folder: Path, **evaluate: Any) -> Work:
     """A work whose student is already trained: the embedded model stands for it, and its teacher is a folder too."""
+    folder.mkdir(exist_ok=True)
     training_work(folder)
     golden(folder)
     student = folder / "out/train/student"
@@ -186,6 +190,56 @@ def test_what_is_not_there(tmp_path: Path, served: list[str]) -> None:
         evaluate_student(work)
     with pytest.raises(UsageError, match="evaluate needs a student that was trained"):
         open_work(write_recipe(tmp_path, "http://x", evaluate={"golden": ["x"], "usd_per_hour": "1"}), tmp_path / "o")
+
+
+def test_the_student_in_fewer_bits(tmp_path: Path, served: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fovea quantize run` is asked for it once, with the student's training rows (really: make prove-distill)."""
+    from distill.evaluate import made
+
+    commands: list[list[str]] = []
+    code = 0
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        if code == 0:
+            out = Path(command[command.index("--out") + 1])
+            shutil.copytree(QWEN, out)
+            (out / "manifest.json").write_text("{}")
+        return subprocess.CompletedProcess(command, code, "", "error: scheme: not on this machine\n")
+
+    monkeypatch.setattr(made, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(made, "FEWEST", 4)
+    also = {"int8": {"scheme": "w8a8", "samples": 32}}
+    work = proof_work(tmp_path, also=also, base=False, robust_items=0)
+    report = evaluate_student(work)
+    assert served == ["teacher", "student", "int8"] and list(report["arms"]) == served
+    assert report["arms"]["int8"]["bytes"] == report["arms"]["student"]["bytes"]
+    (command,) = commands
+    assert command[command.index("--scheme") + 1] == "w8a8"
+    calibration = load_golden(command[command.index("--calibration") + 1])
+    assert {item.category for item in calibration.items} == {"red", "green", "blue"} and len(calibration.items) == 8
+    evaluate_student(work)
+    assert len(commands) == 1
+    code = 2
+    with pytest.raises(UsageError, match=r"evaluate\.also\.int4: fovea quantize: error: scheme: not on this machine"):
+        evaluate_student(proof_work(tmp_path / "again", also={"int4": {"scheme": "w4a16"}}, base=False))
+    with pytest.raises(UsageError, match="scheme"):
+        proof_work(tmp_path / "typo", also={"int4": {"scheme": "w4a61"}})
+
+
+def test_a_pruned_base_is_what_training_began_with(tmp_path: Path, served: list[str]) -> None:
+    proof_work(tmp_path, robust_items=0)
+    recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    recipe["train"] |= {"prune": {"layers": 2}, "method": "full"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    work = open_work(tmp_path / "recipe.yaml", tmp_path / "out")
+    base = next(arm for arm in arms_of(work) if arm.name == "base")
+    assert base.folder is not None and json.loads((base.folder / "config.json").read_text())["text_config"][
+        "num_hidden_layers"
+    ] == 2  # fmt: skip
+    written = (base.folder / "model.safetensors").stat().st_mtime_ns
+    arms_of(work)
+    assert (base.folder / "model.safetensors").stat().st_mtime_ns == written
 
 
 def test_the_digest_is_the_registrys(tmp_path: Path) -> None:

@@ -48,10 +48,12 @@ def test_the_lights_show_what_the_answer_says() -> None:
 
 
 def test_the_students_rows_hold_no_label(tmp_path: Path) -> None:
-    rows = data.naming_rows(tmp_path, pictures=40, photos=10, seed=3)
-    assert len(rows) == 90 and {key for row in rows for key in row} == {"id", "image", "question", "category", "split"}
+    rows = data.naming_rows(tmp_path / "a", pictures=40, more=0, captions=False, seed=3)
+    assert len(rows) == 80 and {key for row in rows for key in row} == {
+        "id", "image", "question", "category", "split", "synthetic",
+    }  # fmt: skip
     assert not any(word in row["question"] for row in rows for word in (*shapes.COLORS, *shapes.SHAPES))
-    assert {row["split"] for row in rows} == {"train", "validation"}
+    assert {row["split"] for row in rows} == {"train", "validation"} and not any(row["synthetic"] for row in rows)
     # whatever the teacher says, right or wrong, is what the next questions are made of
     said = {f"color-{row['id'].partition('-')[2]}": "teal" for row in rows}
     said |= {f"shape-{row['id'].partition('-')[2]}": "circle" for row in rows}
@@ -63,32 +65,45 @@ def test_the_students_rows_hold_no_label(tmp_path: Path) -> None:
     assert 0.35 < len(named) / len(yes_no) < 0.65
 
 
+def test_captions_and_rendered_pictures(tmp_path: Path) -> None:
+    rows = data.naming_rows(tmp_path, pictures=40, more=30, captions=True, seed=3)
+    drawn = [row for row in rows if row["synthetic"]]
+    assert len([row for row in rows if row["id"].startswith("see-")]) == 70 and len(rows) == 70 + 2 * 7
+    assert {row["split"] for row in drawn} == {"train"} and all((tmp_path / row["image"]).is_file() for row in rows)
+    said = {"see-0": "a red circle", "see-1": "a red red", "see-2": "a teal circle", "color-2": "blue"}
+    assert data.scenes(said) == {0: shapes.Scene("circle", "red", (0, 0, 0, 0))}
+    assert len(data.yes_no_rows(rows, said, per_picture=2, seed=3)) == 2
+
+
 def test_nobody_trains_on_what_is_measured(tmp_path: Path) -> None:
-    data.teacher_rows(tmp_path / "teacher", pictures=30, photos=30, per_picture=1, seed=1)
-    data.naming_rows(tmp_path / "student", pictures=30, photos=30, seed=3)
+    data.light_rows(tmp_path / "teacher", 30, 1, truth=True)
+    data.light_rows(tmp_path / "lit", 30, 2)
+    data.naming_rows(tmp_path / "student", pictures=30, more=30, captions=True, seed=3)
     golden = load_golden(data.golden_lights(tmp_path / "lights", 30))
     held = {item.image.digest for item in (*golden.items, *load_golden("easy-vqa").items)}
 
     def digests(folder: Path) -> set[str]:
         return {hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*.png")}
 
-    teacher, student = digests(tmp_path / "teacher"), digests(tmp_path / "student")
-    assert len(teacher) == len(student) == 60 and not held & (teacher | student)
-    assert len(teacher & student) == 30  # the published pictures; the photographs are others
+    teacher, lit, student = (digests(tmp_path / name) for name in ("teacher", "lit", "student"))
+    assert len(teacher) == len(lit) == 30 and len(student) == 60
+    assert not held & (teacher | lit | student) and not teacher & lit
     item = golden.items[0]
     assert item.check(json.dumps(item.expected)) and not item.check(json.dumps({**item.expected, "wlan": "blue"}))
     truth = {row["id"]: row["answer"] for row in lines(tmp_path / "teacher/truth.jsonl")}
     assert truth.keys() == {row["id"] for row in lines(tmp_path / "teacher/rows.jsonl")}
     assert json.loads(truth["m0"]).keys() == set(lights.FIELDS)
+    assert not (tmp_path / "lit/truth.jsonl").exists()
 
 
-@pytest.mark.parametrize("name", ["seed.yaml", "large.yaml", "student.yaml", "short.yaml"])
+@pytest.mark.parametrize("name", ["seed.yaml", "lights.yaml", "shapes.yaml", "short.yaml"])
 def test_the_recipes_are_recipes(name: str) -> None:
     recipe = load_recipe(HERE / name)
     assert recipe.train is not None and recipe.student is not None
-    if name in ("student.yaml", "short.yaml"):
+    if name != "seed.yaml":
         assert not recipe.data.human and recipe.teachers[0].checkpoint == "teacher" and recipe.export is not None
-        assert recipe.train.base == "fresh" and "truth" not in yaml.safe_dump(yaml.safe_load((HERE / name).read_text()))
+        assert "truth" not in yaml.safe_dump(yaml.safe_load((HERE / name).read_text()))
+    assert (recipe.train.base == "fresh") == (name == "shapes.yaml")
 
 
 def test_the_teacher_is_more_than_five_times_as_large() -> None:
@@ -145,21 +160,23 @@ def test_the_whole_path_with_simulated_servers(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "short.yaml").write_text(yaml.safe_dump(recipe))
     monkeypatch.setattr(run, "HERE", tmp_path)
     scale = replace(run.SHORT, pictures=20)
-    run.student_of(run.EMBEDDED, tmp_path / "out", scale, "short.yaml")
-    student = tmp_path / "out/student"
+    student = tmp_path / "out"
+    run.shapes(student, scale, "short.yaml", run.EMBEDDED)
     report = json.loads((student / "out/report.json").read_text())
     # a question that was drawn twice is bought once
     assert 50 < report["collect"]["answers"] <= len(lines(student / "rows.jsonl"))
-    assert report["evaluate"]["arms"]["teacher"]["parameters"] > 5 * report["train"]["parameters"]
-    assert report["evaluate"]["arms"]["teacher"]["accuracy"]["value"] > 0.7
+    arms = report["evaluate"]["arms"]
+    # the base is what training began with: pruned, and not the embedded model
+    assert arms["base"]["parameters"] == report["train"]["parameters"] < arms["teacher"]["parameters"]
+    assert arms["teacher"]["accuracy"]["value"] > 0.7
     assert report["export"]["version"] == "demo-student@1" and report["export"]["refused_for"][0] == (
         "easy-vqa: 60 items, 100 are needed"
     )
     registry = open_registry(str(student / "registry"))
     version = registry.find("demo-student@1")
-    assert version.data["kept"] and version.recipe is not None and version.recipe["train"]["base"] == "fresh"
+    assert version.data["kept"] and version.recipe is not None and version.recipe["train"]["base"] == "embedded"
     with pytest.raises(CheckFailed, match="100 are needed"):
         registry.promote("demo-student@1", "canary", by="test")
     # again: nothing is asked, trained or registered twice
-    run.student_of(run.EMBEDDED, tmp_path / "out", scale, "short.yaml")
+    run.shapes(student, scale, "short.yaml", run.EMBEDDED)
     assert len(registry.versions("demo-student")) == 1

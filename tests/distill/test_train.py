@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import resource
@@ -16,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.labels import read_labels, write_labels
-from distill.recipe.train import Stage, Train
+from distill.recipe.train import OnPolicy, Stage, Train
 from distill.steps import run_steps
-from distill.train.loop import Loop, rate_at
+from distill.train.loop import Loop
+from distill.train.losses import divergence
 from distill.train.model import (
     SHARING,
     adapter_targets,
@@ -30,6 +32,8 @@ from distill.train.model import (
     moving,
 )
 from distill.train.rows import Encoded, EncodedRows, draws
+from distill.train.sample import own_answers
+from distill.train.state import rate_at
 from distill.training_rows import RowError, TrainingRows
 from distill.work import Work, open_work
 from models.support.errors import CheckFailed, UsageError
@@ -229,6 +233,60 @@ def test_logit_distillation(tmp_path: Path) -> None:
         run_steps(work, ["train"])
 
 
+def test_on_policy_distillation(tmp_path: Path) -> None:
+    """On its own answers a pruned student comes closer to its teacher; one that is its teacher has nothing to learn."""
+    mix = {"checkpoint": str(QWEN), "on_policy": {"share": 1.0, "beta": 1.0, "max_tokens": 4}}
+    work = training_work(tmp_path, logits=mix, precision="fp32", stages=[{"steps": 2, "rate": 1e-6}], evaluate_every=1)
+    run_steps(work, ["train"])
+    curve = (tmp_path / "out/train/curve.jsonl").read_text().splitlines()
+    assert json.loads(curve[0])["loss"] == pytest.approx(0, abs=1e-4)
+    work = training_work(tmp_path, logits=mix, prune={"layers": 2}, stages=[{"steps": 30, "rate": 1e-3}])
+    run_steps(work, ["train"])
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "out/train/curve.jsonl").read_text().splitlines()]
+    assert np.mean(losses[-3:]) < losses[0] / 2
+    refused = {"checkpoint": str(QWEN), "on_policy": {"share": 0}}
+    with pytest.raises(UsageError, match=r"train\.logits\.on_policy\.share"):
+        training_work(tmp_path, logits=refused)
+
+
+@pytest.mark.parametrize("family", ["qwen", "paligemma", "smolvlm"])
+def test_a_students_own_answers(tmp_path: Path, family: str, request: pytest.FixtureRequest) -> None:
+    """At next to no temperature they are what its own logits find likeliest, token by token."""
+    source = {"qwen": QWEN, "paligemma": PALIGEMMA}.get(family) or request.getfixturevalue("smolvlm")
+    work = training_work(tmp_path, 6, validation=0)
+    model = load_model(Train(base=str(source)), source)
+    rows = encoded(work, source, model)
+    wanted = OnPolicy(temperature=1e-3, max_tokens=5)
+    written = own_answers(model, rows, rows.items, wanted, contextlib.nullcontext())
+    end = rows.processor.tokenizer.eos_token_id
+    for item, own in zip(rows.items, written, strict=True):
+        answer = own.ids[own.start :]
+        assert own.ids[: own.start] == item.ids[: item.start] and 1 <= len(answer) <= 5
+        assert end not in answer[:-1] and (len(answer) == 5 or answer[-1] == end)
+        if own.positions is not None and len(own.ids) == len(item.ids):
+            assert torch.equal(own.positions, item.positions)
+    with torch.no_grad():
+        model.eval()
+        logits, targets = answer_logits(model, rows.batch(written, pad=0))
+    top = logits.topk(2).values
+    sure = (top[:, 0] - top[:, 1]) > 1e-2  # a tie may fall either way
+    assert torch.equal(logits.argmax(-1)[sure], targets[sure]) and int(sure.sum()) >= 6
+
+
+@given(st.floats(0, 1), st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_the_divergence_is_one(beta: float, seed: int) -> None:
+    """Never negative, 0 between equals, its ends the two KL divergences, the middle symmetric."""
+    draw = torch.Generator().manual_seed(seed)
+    q, p = torch.randn(3, 7, generator=draw), torch.randn(3, 7, generator=draw)
+    assert float(divergence(q, p, beta)) >= -1e-5
+    assert float(divergence(q, q, beta)) == pytest.approx(0, abs=1e-5)
+    a, b = p.log_softmax(-1), q.log_softmax(-1)
+    assert float(divergence(q, p, 0)) == pytest.approx(float((a.exp() * (a - b)).sum()), rel=1e-4)
+    assert float(divergence(q, p, 1)) == pytest.approx(float((b.exp() * (b - a)).sum()), rel=1e-4)
+    assert float(divergence(q, p, 0.5)) == pytest.approx(float(divergence(p, q, 0.5)), rel=1e-4)
+
+
 def test_early_stop_keeps_the_best(tmp_path: Path) -> None:
     work = training_work(tmp_path, stages=[{"steps": 60, "rate": 0.5, "warmup": 0, "hold": 1}], patience=2)
     report = run_steps(work, ["train"])["train"]
@@ -261,7 +319,7 @@ def test_a_row_that_would_be_cut_off(tmp_path: Path) -> None:
 
 
 def test_out_of_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Loop, items: Any) -> Any:
+    def full(self: Loop, items: Any, own: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Loop, "_loss", full)
@@ -273,7 +331,7 @@ def test_out_of_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_loss_that_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Loop._loss
-    monkeypatch.setattr(Loop, "_loss", lambda self, items: real(self, items) * float("nan"))
+    monkeypatch.setattr(Loop, "_loss", lambda self, items, own: real(self, items, own) * float("nan"))
     with pytest.raises(CheckFailed, match=r"stages\[0\].rate: the loss is nan at step 1"):
         run_steps(training_work(tmp_path), ["train"])
 

@@ -1,0 +1,76 @@
+"""Two processes under Ray Train take the steps that one takes, and say what is wrong as one does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill.steps import run_steps
+from models.support.errors import CheckFailed, UsageError
+from tests.distill.training import training_work
+
+SECTION: dict[str, Any] = {"precision": "fp32", "stages": [{"steps": 4, "rate": 1e-3}], "evaluate_every": 2}
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    """One small Ray for all tests of this file: each start is seconds."""
+    import os
+
+    import ray
+
+    from distill.cluster import ROOT
+
+    environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": environment})
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def curve(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "out/train/curve.jsonl").read_text().splitlines()]
+
+
+def test_two_workers_take_the_steps_of_one(tmp_path: Path, ray_here: None) -> None:
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    alone.mkdir()
+    both.mkdir()
+    run_steps(training_work(alone, **SECTION), ["train"])
+    work = training_work(both, workers=2, **SECTION)
+    report = run_steps(work, ["train"])["train"]
+    assert report["workers"] == 2 and report["steps"] == 4 and report["exact"]["n"] == 4
+    one, two = curve(alone), curve(both)
+    assert [p["step"] for p in two] == [2, 4]
+    for key in ("loss", "validation_loss"):
+        assert [p[key] for p in two] == pytest.approx([p[key] for p in one], rel=1e-3)
+    assert (both / "out/train/student/model.safetensors").is_file()
+    assert run_steps(work, ["train"])["train"]["cached"]
+
+
+def test_what_a_worker_finds_is_said_as_alone(tmp_path: Path, ray_here: None) -> None:
+    work = training_work(tmp_path, workers=2, **SECTION)
+    (tmp_path / "p3.png").unlink()
+    with pytest.raises(UsageError, match="row 'r3'") as caught:
+        run_steps(work, ["train"])
+    assert caught.value.exit_code == 2
+    with pytest.raises(UsageError, match="workers is 5, but a batch has 4 rows"):
+        training_work(tmp_path, workers=5)
+
+
+def test_a_worker_that_dies(tmp_path: Path, ray_here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import distill.train.several as several
+
+    def dies(config: dict[str, str]) -> None:
+        import os
+
+        os._exit(9)
+
+    monkeypatch.setattr(several, "_worker", dies)
+    with pytest.raises(CheckFailed, match=r"train\.workers: a worker failed"):
+        run_steps(training_work(tmp_path, workers=2, **SECTION), ["train"])
