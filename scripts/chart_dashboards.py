@@ -1,8 +1,8 @@
 """The Grafana dashboards: panels as data, written to helm/fovea/files/dashboards by `python -m scripts.chart`.
 
 Only series that the stack has: `fovea_*` (serving/metrics.py, serving/money.py), `vllm:*` (the engine), the processes'
-own, and `fovea_golden_*` (helm/fovea/files/push.py).  The head pod's `/metrics` speaks for all replicas, so no query
-has to leave duplicates out.  The readiness probe's own questions are among the requests.
+own, `fovea_golden_*` (helm/fovea/files/push.py) and `fovea_job_*` (job.py beside it).  The head pod's `/metrics` speaks
+for all replicas, so no query has to leave duplicates out.  The readiness probe's own questions are among the requests.
 """
 
 from __future__ import annotations
@@ -130,17 +130,6 @@ SERVICE = (
         [("mean", share(rate(f"fovea_image_tokens_total{{{WHO}}}"), rate(f"fovea_images_total{{{WHO}}}")))],
     ),
     Panel(
-        "Oldest batch that is not done",
-        [
-            (
-                "{{model}}",
-                f"(time() - max by (model) (fovea_batch_oldest_seconds{{{WHO}}}))"
-                f" * (max by (model) (fovea_batch_oldest_seconds{{{WHO}}}) > bool 0)",
-            )
-        ],
-        "s",
-    ),
-    Panel(
         "Last key of a tenant ends in",
         [("{{tenant}}", f"min by (tenant) (fovea_keys_end_seconds{{{STACK}}}) - time()")],
         "s",
@@ -219,8 +208,43 @@ QUALITY = (
         text="Apart: the model is surer, or less sure, than it is right.",
     ),
     Panel("Calibration error", [("{{golden}}", f"fovea_golden_calibration_error{{{GOLDEN}}}")], "percentunit"),
-    Panel("Items asked", [("{{golden}}", f"fovea_golden_items{{{GOLDEN}}}")]),
+    Panel(
+        "Items",
+        [
+            ("{{golden}}, asked", f"fovea_golden_items{{{GOLDEN}}}"),
+            ("{{golden}}, without an answer", f"fovea_golden_unanswered{{{GOLDEN}}}"),
+        ],
+    ),
     Panel("Age of the newest evaluation", [("{{golden}}", f"time() - fovea_golden_finished_seconds{{{GOLDEN}}}")], "s"),
+)
+
+EACH = "max by (kind, name)"
+BEGAN, ENDED = (f"fovea_job_{when}_seconds{{{STACK}}}" for when in ("started", "finished"))
+JOBS = (
+    Panel(
+        "Failed, last run",
+        [("{{kind}} {{name}}", f"{EACH} (fovea_job_failed{{{STACK}}})")],
+        text="1: it failed. The evaluation, the load-test gate, quantization and distillation.",
+    ),
+    Panel("Length of the last run", [("{{kind}} {{name}}", f"{EACH} (fovea_job_seconds{{{STACK}}})")], "s"),
+    Panel("Since the last end", [("{{kind}} {{name}}", f"time() - {EACH} ({ENDED})")], "s"),
+    Panel(
+        "Running",
+        [("jobs", f"count(({BEGAN} unless {ENDED}) or ({BEGAN} > {ENDED})) or vector(0)")],
+        text="Begun and not ended: a job whose pod was killed at once stays here until its next run.",
+    ),
+    Panel(
+        "Oldest batch that is not done",
+        [
+            (
+                "{{model}}",
+                f"(time() - max by (model) (fovea_batch_oldest_seconds{{{WHO}}}))"
+                f" * (max by (model) (fovea_batch_oldest_seconds{{{WHO}}}) > bool 0)",
+            )
+        ],
+        "s",
+        text="Of the batch API.",
+    ),
 )
 
 
@@ -284,6 +308,7 @@ def dashboards() -> dict[str, dict[str, Any]]:
         "service": board("fovea-service", "Fovea: service", SERVICE),
         "money": board("fovea-money", "Fovea: money", MONEY),
         "quality": board("fovea-quality", "Fovea: quality", QUALITY),
+        "jobs": board("fovea-jobs", "Fovea: jobs", JOBS),
     }
 
 

@@ -164,6 +164,11 @@ class Observability(Closed):
     podMonitor: PodMonitor = Field(default_factory=PodMonitor, description="Scraping.")
     rules: Rules = Field(default_factory=Rules, description="Rules.")
     dashboards: Dashboards = Field(default_factory=Dashboards, description="Dashboards.")
+    pushgateway: str = Field(
+        "",
+        pattern=r"^(https?://.+)?$",
+        description="Address of a Pushgateway: figures of the evaluation, and begin and end of every job, go there.",
+    )
 
 
 class Clients(Closed):

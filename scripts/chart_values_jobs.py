@@ -39,7 +39,7 @@ class JobCommon(Closed):
 
 
 class Evaluation(JobCommon):
-    """A golden set, asked on a schedule; its accuracy goes to a Pushgateway, where the accuracy alerts look."""
+    """A golden set, asked on a schedule; its accuracy goes to the Pushgateway, where the accuracy alerts look."""
 
     enabled: bool = Field(False, description="Make the CronJob, and its alerts.")
     schedule: Text = Field("17 3 * * *", description="Cron schedule, UTC.")
@@ -47,7 +47,6 @@ class Evaluation(JobCommon):
     golden: Text = Field("easy-vqa", description="Golden set: a built-in one, or a path in a mounted volume.")
     limit: int = Field(500, ge=20, description="Items to ask, drawn by a fixed seed; calibration needs 150.")
     maxTokens: int = Field(16, ge=1, description="Longest answer, tokens.")
-    pushgateway: str = Field("", pattern=r"^(https?://.+)?$", description="Address of the Pushgateway.")
     reports: Volume = Field(
         default_factory=lambda: Volume(size="1Gi", accessMode="ReadWriteOnce"), description="Where reports stay."
     )

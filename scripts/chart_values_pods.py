@@ -209,11 +209,15 @@ class ModelCache(Volume):
     download: Download = Field(default_factory=Download, description="Download job.")
 
 
+# the version that the tests run against; its multi-platform digest, as public projects pin it
+VALKEY = "docker.io/valkey/valkey:9.1.2@sha256:418652cfb58ef879d4978c33553735d7147016032d5aefaa14c828e611eb9dfd"
+
+
 class Valkey(Closed):
     """A Valkey of the release's own, for keys, tenants' counters and Ray's state: one pod, saved to a volume."""
 
     enabled: bool = Field(False, description="Run one, at RELEASE-fovea-valkey:6379; otherwise name an existing one.")
-    image: Text = Field("valkey/valkey:8.1", description="Its image.")
+    image: Text = Field(VALKEY, description="Its image, by digest.")
     password: SecretKey = Field(
         default_factory=lambda: SecretKey(key="password"), description="Its password, from a Secret; required."
     )

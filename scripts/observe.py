@@ -33,13 +33,14 @@ from scripts.chart_tools import tool  # noqa: E402
 from scripts.observe_grafana import grafana  # noqa: E402
 from serving.runtime import free_port  # noqa: E402
 
+FILES = ROOT / "helm" / "fovea" / "files"
 FOVEA = [sys.executable, str(ROOT / "fovea.py")]
 NAME = "fovea-qwen"
 MODELS = [{"name": NAME, "source": "embedded:qwen2_5_vl", "max_model_len": 2048}]
 TARIFF = {
     "usd_per_hour": "0.10", "capacity_rps": 8, "utilization": 0.4, "against": ["gpt-4o-mini", "claude-haiku-4-5"],
 }  # fmt: skip
-INTERVAL_S = 2
+INTERVAL_S = 1
 
 
 class Processes:
@@ -113,8 +114,8 @@ def rules(folder: Path) -> Path:
         "stack": {"models": MODELS, "money": {**TARIFF, "journal": "/data/journal"}, "recall": {}},
         "dataVolume": {"enabled": True},
         "workerGroups": [{"name": "cpu", "models": [NAME], "resources": {"limits": {"memory": "8Gi"}}}],
-        "observability": {"rules": {"enabled": True}},
-        "evaluation": {"enabled": True, "pushgateway": "http://127.0.0.1:9091"},
+        "observability": {"rules": {"enabled": True}, "pushgateway": "http://127.0.0.1:9091"},
+        "evaluation": {"enabled": True},
     }
     command = [str(tool("helm4")), "template", "demo", str(ROOT / "helm/fovea"), "-f", "-", "-s", "templates/eyes.yaml"]
     done = subprocess.run(command, input=json.dumps(values), capture_output=True, text=True, check=False)
@@ -168,19 +169,21 @@ def wait_for(url: str, timeout_s: float = 60) -> None:
 
 
 def traffic(stack: str, push: str, folder: Path, keys: dict[str, str], args: argparse.Namespace) -> None:
-    """A golden set with its figures pushed, beside requests that are wrong, too many or the same; then a load test."""
+    """A golden set with its figures pushed, beside a load test and requests that are wrong, too many or the same."""
     environment = {**os.environ, "OPENAI_API_KEY": keys["demo"]}
-    run = [*FOVEA, "models", "evaluate", f"{stack}/v1", "--model", NAME, "--golden", "easy-vqa", "--concurrency", "4"]
-    run += ["--limit", str(args.questions), "--out", str(folder / "evaluation")]
-    with ThreadPoolExecutor() as pool:
-        evaluation = pool.submit(_run, run, environment)
-        pool.submit(odd_requests, stack, keys).result()
-        evaluation.result()
-    report = folder / "evaluation" / "report.json"
-    _run([sys.executable, str(ROOT / "helm/fovea/files/push.py"), str(report), push, "demo", NAME, "easy-vqa"])
+    told = [sys.executable, str(FILES / "job.py"), push, "demo", "evaluation", "easy-vqa"]
+    run = [*told, *FOVEA, "models", "evaluate", f"{stack}/v1", "--model", NAME, "--golden", "easy-vqa"]
+    run += ["--concurrency", "4", "--limit", str(args.questions), "--out", str(folder / "evaluation")]
     load = [*FOVEA, "loadtest", "run", "--url", f"{stack}/v1", "--model", NAME, "--rate", str(args.rate), "--quiet"]
     load += ["--max-tokens", "8", "--duration", str(args.seconds), "--no-cache-bust", "--max-slip-ms", "20000"]
-    _run([*load, "--api-key-env", "OPENAI_API_KEY", "--out", str(folder / "load")], environment)
+    load += ["--api-key-env", "OPENAI_API_KEY", "--out", str(folder / "load")]
+    with ThreadPoolExecutor() as pool:
+        others = [pool.submit(_run, load, environment), pool.submit(odd_requests, stack, keys)]
+        _run(run, environment)
+        report = folder / "evaluation" / "report.json"
+        _run([sys.executable, str(FILES / "push.py"), str(report), push, "demo", NAME, "easy-vqa"])
+        for other in others:
+            other.result()
 
 
 def odd_requests(stack: str, keys: dict[str, str]) -> None:
@@ -260,9 +263,7 @@ def observe(args: argparse.Namespace, folder: Path, processes: Processes) -> int
     path, keys = stack_file(folder)
     stack = serve(processes, folder, path)
     url, push = prometheus(processes, folder, stack)
-    print(
-        f"traffic: {args.questions} golden questions, then {args.rate:g} requests/s for {args.seconds:g} s", flush=True
-    )
+    print(f"traffic: {args.questions} golden questions, {args.rate:g} requests/s for {args.seconds:g} s", flush=True)
     traffic(stack, push, folder, keys, args)
     time.sleep(2 * INTERVAL_S)
     empty = verdict(url)

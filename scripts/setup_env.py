@@ -9,6 +9,7 @@ was interrupted has no stamp, so the next one goes on where it stopped.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import fcntl
 import hashlib
 import json
@@ -229,6 +230,15 @@ def only_one(path: Path, say: Callable[[str], None]) -> Iterator[int]:
         yield file.fileno()
 
 
+def lacks_numa() -> bool:
+    """Tell whether libnuma is missing, to which vLLM's CPU kernels are linked and which no wheel brings along."""
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError:
+        return True
+    return False
+
+
 def make_venv(plan: Plan) -> None:
     """Make an empty environment, in place of whatever stands there."""
     if plan.venv.exists():
@@ -277,6 +287,8 @@ def build(plan: Plan, stamp: dict[str, Any], work: Path, lock: int, say: Callabl
     operators = install_operators(plan.binary, plan.site, plan.operators, plan.profile)
     say("compiling")
     compile_all(plan.binary, plan.site, pip.log)
+    if plan.name == "serve" and plan.profile == "cpu" and lacks_numa():
+        say("the engine needs libnuma.so.1, which is not there: apt install libnuma1 (RHEL: dnf install numactl-libs)")
     found = {"packages": sorted(plan.packages), "torchvision": operators, "gpu_trace": gpu_trace()}
     write_stamp(plan.stamp, plan.wanted() | found)
     shutil.rmtree(temporary, ignore_errors=True)

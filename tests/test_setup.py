@@ -217,6 +217,19 @@ def test_the_profile_follows_the_user_and_stays(project: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
+    ("profile", "lacks", "said"), [("cpu", True, True), ("cpu", False, False), ("gpu", True, False)]
+)
+def test_the_library_that_the_cpu_engine_is_linked_to(
+    project: Path, monkeypatch: pytest.MonkeyPatch, profile: str, lacks: bool, said: bool
+) -> None:
+    monkeypatch.setenv("FOVEA_PROFILE", profile)
+    monkeypatch.setattr(setup_env, "lacks_numa", lambda: lacks)
+    lines: list[str] = []
+    assert setup_env.set_up("serve", lines.append, project) is True, "everything else is there: the user adds it later"
+    assert any("apt install libnuma1" in line for line in lines) is said
+
+
+@pytest.mark.parametrize(
     ("listing", "code", "profile"),
     [("GPU 0: NVIDIA H100", 0, "gpu"), ("No devices were found", 0, "cpu"), ("driver mismatch", 9, "cpu")],
 )

@@ -1,8 +1,9 @@
 #!/bin/bash
 # Runs what Containerfile.PROFILE runs, in an empty Debian, without a container engine; then starts the stack in there as
-# the images' user with a read-only root, as the chart does, and asks it about a picture.  Needs root and debootstrap.
+# the images' user with a read-only root, as the chart does, and asks it about a picture.  JOBS are images of jobs
+# (`quantize distill`): what their Containerfiles add is installed too, and a job is run.  Needs root and debootstrap.
 #
-#     helm/image/clean-root.sh [DIR] [PROFILE]        (a new temporary folder, cpu; some 6 GB)
+#     helm/image/clean-root.sh [DIR] [PROFILE] [JOBS]      (a new temporary folder, cpu, none; 6 GB, quantize 4 GB more)
 #
 # A run that failed leaves its folder; with that as DIR the installation is not done again when it was whole.
 # This machine's package sources, mirrors and certificates are used inside as well: KEEP lists what is copied.
@@ -10,6 +11,7 @@ set -euo pipefail
 top=$(cd "$(dirname "$0")/../.." && pwd)
 root=${1:-$(mktemp -d /var/tmp/fovea-root.XXXXXX)}
 profile=${2:-cpu}
+jobs=${3:-}
 file=$top/Containerfile.$profile
 # Debian's own package source, not others that this machine may have: their keys are not in there
 sources="/etc/apt/sources.list /etc/apt/sources.list.d/debian.sources"
@@ -64,13 +66,20 @@ run=$(sed -n 's/^RUN //p' "$file")
 chroot "$root" /bin/sh -c "$run"
 fi
 du -sh --one-file-system "$root" | cut -f1 | sed 's/^/size: /'
+for job in $jobs; do
+    say "RUN of Containerfile.$job"
+    run=$(sed -n 's/^RUN //p' "$top/Containerfile.$job")
+    PROFILE=$profile chroot "$root" /bin/sh -c "$run"
+    du -sh --one-file-system "$root" | cut -f1 | sed 's/^/size: /'
+done
 
 say "the stack, as user 10001, with a read-only root"
 mkdir -p "$root/tmp" && mount -t tmpfs -o mode=1777 tmpfs "$root/tmp" && mounts+=("$root/tmp")
 mount -t tmpfs -o mode=0755,uid=10001,gid=10001 tmpfs "$root/compiled" && mounts+=("$root/compiled")
 mount -o remount,bind,ro "$root"
 settings=$(sed -n '/^ENV /,/[^\\]$/p' "$file" | sed 's/^ENV //; s/\\$//' | tr '\n' ' ')
-chroot --userspec=10001:10001 "$root" /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin HF_HUB_OFFLINE=1 $settings bash -euc '
+inside() { chroot --userspec=10001:10001 "$root" /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin HF_HUB_OFFLINE=1 $settings bash -euc "$1"; }
+inside '
     if touch /opt/fovea/x 2>/dev/null; then echo "the root can be written to"; exit 1; fi
     cd /opt/fovea && id -u && fovea --version
     fovea serve stack.yaml --port 18123 --json >/tmp/serve.out 2>/tmp/serve.err & server=$!
@@ -90,4 +99,11 @@ pathlib.Path(\"/tmp/question\").write_text(item.question)"
     fovea ask /tmp/picture.png "$(cat /tmp/question)" --url http://127.0.0.1:18123/v1
     kill $server && wait $server
 '
+for job in $jobs; do
+    say "a job: $job"
+    case $job in
+        quantize) inside 'cd /opt/fovea && fovea quantize run embedded:qwen2_5_vl --scheme w8a8 --out /tmp/int8 && ls -l /tmp/int8' ;;
+        distill) inside 'cd /data && fovea distill schema >/tmp/schema && wc -c /tmp/schema && /opt/fovea/.venv/bin/python -c "import jinja2, peft, torch"' ;;
+    esac
+done
 say "done"

@@ -116,8 +116,9 @@ EVERYTHING: dict[str, Any] = {
         "podMonitor": {"enabled": True, "keySecret": {"name": "metrics"}},
         "rules": {"enabled": True, "certificate": "vision"},
         "dashboards": {"enabled": True},
+        "pushgateway": "http://pushgateway:9091",
     },
-    "evaluation": {"enabled": True, "pushgateway": "http://pushgateway:9091", "reports": {"enabled": True}},
+    "evaluation": {"enabled": True, "reports": {"enabled": True}},
     "loadTestGate": {"enabled": True, "reports": {"enabled": True}},
     "clients": {"keySecret": {"name": "client"}},
 }

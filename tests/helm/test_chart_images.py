@@ -54,8 +54,12 @@ def digest(job: str) -> str:
     return name.rpartition("-")[2]
 
 
-def test_distillation_needs_no_image_of_its_own() -> None:
+def test_distillation_runs_in_the_serving_image() -> None:
     """Its command runs in the serving environment; were it otherwise, the job's image had to change."""
+    found = steps("distill")
+    assert [name for name, _ in found] == ["ARG", "FROM", "USER", "RUN", "USER", "WORKDIR", "HEALTHCHECK", "CMD"]
+    assert found[0][1] == "BASE=fovea:0.1.0-gpu" and found[4] == ("USER", "10001:10001"), "root only for the folder"
+    assert json.loads(dict(found)["CMD"]) == ["fovea", "distill", "schema"]
     (pod,) = [pod for name, pod in pods(render(EVERYTHING)).items() if "-totals-" in name and name.endswith("/head")]
     assert pod["spec"]["containers"][0]["image"] == "fovea:0.1.0-gpu"
     done = subprocess.run(

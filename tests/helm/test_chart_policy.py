@@ -41,6 +41,9 @@ CONTAINER: dict[str, Callable[[dict[str, Any]], bool]] = {
         c["resources"]["limits"]["memory"] and set(c["resources"]) >= {"limits"}
     ),
     "has a pinned image": lambda c: ":latest" not in c["image"] and (":" in c["image"] or "@" in c["image"]),
+    "has others' images by digest": lambda c: (
+        "fovea:" in c["image"] or bool(re.search(r"@sha256:[0-9a-f]{64}$", c["image"]))
+    ),
     "says when it pulls": lambda c: c["imagePullPolicy"] in ("Always", "IfNotPresent", "Never"),
     "has no secret in its environment": lambda c: (
         not any(re.search(r"(?i)password|token|secret|api_?key", e["name"]) and "value" in e for e in c.get("env", []))
@@ -86,7 +89,8 @@ def test_the_policies_can_fail() -> None:
         assert len(violations({name: {"spec": spec}})) == 1
     (container,) = found[name]["spec"]["containers"]
     for change, count in (
-        ({"image": "x:latest"}, 1),
+        ({"image": "fovea:latest"}, 1),
+        ({"image": "valkey/valkey:9.1.2"}, 1),
         ({"securityContext": {**container["securityContext"], "privileged": True}}, 1),
     ):
         spec = {**found[name]["spec"], "containers": [{**container, **change}]}

@@ -1,4 +1,4 @@
-"""The chart's little programs, run as its pods run them: ask.py, push.py, wait.py, and the jobs' shell scripts."""
+"""The chart's little programs, run as its pods run them: ask.py, job.py, push.py, wait.py, and the jobs' scripts."""
 
 from __future__ import annotations
 
@@ -105,6 +105,7 @@ def test_ask_waits_for_a_stack_that_is_not_ready_yet() -> None:
 REPORT = {
     "accuracy": {"value": 0.98, "low": 0.97, "high": 0.99, "n": 500},
     "calibration": {"ece": {"value": 0.01}, "mean_confidence": 0.97},
+    "errors": {"http_500": 2, "timeout": 1},
 }
 
 
@@ -125,6 +126,7 @@ def test_push_replaces_the_series_of_one_golden_set(report: dict[str, Any], tmp_
     assert (method, where) == ("PUT", "/metrics/job/fovea-evaluation/stack/s/model/m/golden/a%20b%2Fc")
     values = dict(line.split(" ") for line in text.splitlines() if not line.startswith("#"))
     assert values["fovea_golden_accuracy"] == "0.98" and values["fovea_golden_items"] == "500"
+    assert values["fovea_golden_unanswered"] == "3"
     assert ("fovea_golden_calibration_error" in values) is (report["calibration"] is not None)
 
 
@@ -132,6 +134,52 @@ def test_push_says_when_the_gateway_is_gone(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(json.dumps(REPORT))
     done = run("push.py", str(tmp_path / "report.json"), "http://127.0.0.1:9", "s", "m", "g")
     assert done.returncode != 0 and "refused" in done.stderr
+
+
+@contextmanager
+def gateway() -> Iterator[tuple[str, dict[str, float]]]:
+    """Keep what is pushed as a Pushgateway does with POST: by name, the rest stays.  Yields address and series."""
+    series: dict[str, float] = {}
+
+    def answer(method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
+        assert (method, path) == ("POST", "/metrics/job/fovea-job/stack/s/kind/quantize/name/a%20b")
+        lines = [line.split(" ") for line in body.decode().splitlines() if not line.startswith("#")]
+        series.update({name: float(value) for name, value in lines})
+        return 202, b""
+
+    with server(answer) as url:
+        yield url, series
+
+
+@pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137)])
+def test_a_job_tells_how_it_ended_and_ends_so_itself(script: str, code: int) -> None:
+    with gateway() as (url, series):
+        done = run("job.py", url, "s", "quantize", "a b", "sh", "-c", f"echo said; {script}")
+    assert (done.returncode, done.stdout) == (code, "said\n"), done.stderr
+    assert series["fovea_job_failed"] == float(code != 0)
+    assert series["fovea_job_finished_seconds"] >= series["fovea_job_started_seconds"] > 1e9
+    length = series["fovea_job_finished_seconds"] - series["fovea_job_started_seconds"]
+    assert series["fovea_job_seconds"] == pytest.approx(length, abs=1e-6)
+
+
+def test_a_job_that_is_told_to_stop_hands_it_on() -> None:
+    script = "trap 'echo stopped; exit 3' TERM; echo begun; while :; do sleep 0.05; done"
+    with gateway() as (url, series):
+        command = [sys.executable, "-I", str(FILES / "job.py"), url, "s", "quantize", "a b", "sh", "-c", script]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None and process.stdout.readline() == "begun\n"
+        assert set(series) == {"fovea_job_started_seconds"}, "it is seen while it runs"
+        process.terminate()
+        assert process.communicate(timeout=60)[0] == "stopped\n" and process.returncode == 3
+    assert series["fovea_job_failed"] == 1
+
+
+def test_a_gateway_that_is_gone_does_not_fail_a_job() -> None:
+    done = run("job.py", "http://127.0.0.1:9", "s", "quantize", "a b", "true")
+    assert done.returncode == 0 and done.stderr.count("does not take the job's figures") == 4
+    with gateway() as (url, series):
+        assert run("job.py", url, "s", "quantize", "a b", "/no/such/program").returncode == 127
+    assert series["fovea_job_failed"] == 1
 
 
 def service(seen: int = 2, upgrading: str = "False", ready: str = "True", status: str = "RUNNING") -> dict[str, Any]:
@@ -197,13 +245,17 @@ def play(container: dict[str, Any], tmp_path: Path, failing: str = "") -> tuple[
     for name in ("fovea", "python", "hf"):
         (stub.parent / name).unlink(missing_ok=True)
         (stub.parent / name).symlink_to(stub)
+    command = container["command"]
+    if command[1] == "/chart/job.py":  # this one runs itself; nobody listens where it tells of the end
+        command = [sys.executable, str(FILES / "job.py"), "http://127.0.0.1:9", *command[3:]]
     words = [
         word.replace("/opt/fovea/.venv/bin", str(stub.parent))
         .replace("/reports", str(tmp_path))
         .replace("touch /models/", f"touch {tmp_path}/")
-        for word in container["command"]
+        for word in command
     ]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "EVERY_S": "0"}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
     calls = [line.removeprefix(f"{stub.parent}/").split(" ") for line in log.read_text().splitlines()]
     return done.returncode, calls
 
@@ -262,8 +314,11 @@ def words(entrypoint: str) -> list[str]:
 
 
 def entrypoints(values: dict[str, Any]) -> list[list[str]]:
-    """Return the commands of the RayJobs."""
-    return [words(one["spec"]["entrypoint"]) for one in render(values) if one["kind"] == "RayJob"]
+    """Return the commands of the RayJobs, less what tells the Pushgateway of them."""
+    found = [words(one["spec"]["entrypoint"]) for one in render(values) if one["kind"] == "RayJob"]
+    told = ["/opt/fovea/.venv/bin/python", "/chart/job.py", "http://pushgateway:9091", "x-fovea"]
+    assert all(line[:4] == told and line[4] == line[7] for line in found), "the kind is the command's"
+    return [line[6:] for line in found]
 
 
 def test_a_rayjobs_words_reach_the_command_as_they_are() -> None:

@@ -127,7 +127,7 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["modelCache.enabled", "Qwen/Qwen2.5-VL-7B-Instruct", "offline: false"],
     ),
     "download without cache": ({"modelCache": {"download": {"enabled": True}}}, ["modelCache.download.enabled"]),
-    "alerts nobody feeds": (change({"evaluation": {"pushgateway": ""}}), ["evaluation.pushgateway", "missing"]),
+    "alerts nobody feeds": (change({"observability": {"pushgateway": ""}}), ["observability.pushgateway", "missing"]),
     "evaluation of no model": (change({"evaluation": {"model": "three"}}), ["evaluation.model", '"three"', "one, two"]),
     "gate that forgets": (change({"loadTestGate": {"reports": {"enabled": False}}}), ["loadTestGate.reports.enabled"]),
     "jobs without a key": (change({"clients": {"keySecret": {"name": ""}}}), ["clients.keySecret.name", "key"]),

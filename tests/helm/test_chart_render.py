@@ -21,7 +21,7 @@ from serving.affinity import BALANCE
 from serving.affinity import environment as affinity_environment
 from serving.app import expand
 from serving.parts import front_part
-from serving.runtime import fast_path_environment
+from serving.runtime import HARD_DAYS, fast_path_environment
 from serving.stack import parse_stack
 from tests.helm.chart import (
     CHART,
@@ -39,7 +39,7 @@ from tests.helm.chart import (
     tool,
 )
 
-OWN_SCHEMAS = ROOT.parent / "shared" / "k8s-schemas"
+OWN_SCHEMAS = Path(__file__).parent / "schemas"
 KUBERNETES = ("v1.35.0", "v1.36.0", "v1.37.0")
 
 
@@ -151,7 +151,7 @@ def problems(manifest: dict[str, Any], version: str) -> list[str]:
     if check is None:
         path = OWN_SCHEMAS / f"{manifest['kind'].lower()}_{manifest['apiVersion'].split('/')[-1]}.json"
         if not path.exists():
-            return [] if not OWN_SCHEMAS.exists() else ["no schema"]
+            return ["no schema"]
         check = jsonschema.Draft7Validator(json.loads(path.read_text()))
     name = f"{manifest['kind']}/{manifest['metadata']['name']}"
     return [f"{name} {error.json_path}: {error.message[:200]}" for error in check.iter_errors(manifest)]
@@ -181,11 +181,10 @@ def test_manifests_pass_strict_schemas(case: str) -> None:
 
 
 def test_custom_resources_are_checked_too() -> None:
-    if not OWN_SCHEMAS.exists():
-        pytest.skip(f"no schemas of KubeRay and the Prometheus operator beside the project ({OWN_SCHEMAS.name})")
-    service = one(manifests("everything"), "RayService")
-    assert problems(service, KUBERNETES[-1]) == []
-    assert problems({**service, "spec": {**service["spec"], "serveConfig": ""}}, KUBERNETES[-1])
+    for kind in ("RayService", "RayJob", "PodMonitor", "PrometheusRule"):
+        found = next(one for one in manifests("everything") if one["kind"] == kind)
+        assert problems(found, KUBERNETES[-1]) == []
+        assert problems({**found, "spec": {**found["spec"], "planted": ""}}, KUBERNETES[-1])
 
 
 @pytest.mark.parametrize("case", ["defaults", *PROFILES, "everything"])
@@ -298,7 +297,7 @@ OWN_PLACE = {"RAY_SERVE_HAPROXY_BINARY_PATH", "FOVEA_HAPROXY"}
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_ray_container_has_the_fast_path(profile: str, tmp_path: Path) -> None:
-    wanted = fast_path_environment(tmp_path, 1, 2, 3)
+    wanted = fast_path_environment(tmp_path, 1, 2, 3) | HARD_DAYS
     assert set(LEFT_OUT) <= set(wanted)
     ray = {name: pod for name, pod in pods(manifests(profile)).items() if name.startswith("RayService/")}
     assert len(ray) > 1

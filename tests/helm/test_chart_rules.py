@@ -25,6 +25,7 @@ CERTIFICATE = 'certmanager_certificate_expiration_timestamp_seconds{namespace="v
 BATCH = 'fovea_batch_oldest_seconds{stack="s",model="one",replica="a"}'
 USD = 'fovea_usd_total{stack="s",model="one",tenant="shop"}'
 GOLDEN = 'fovea_golden_%s{stack="s",model="one",golden="easy-vqa",pod="%s"}'
+JOB = 'fovea_job_failed{stack="s",kind="quantize",name="%s"}'
 STARTED = 'process_start_time_seconds{stack="s",replica="%s"}'
 UP = {REQUESTS % "2xx": "0+60x{n}", **{ENGINE % ("num_requests_running", name): "0x{n}" for name in "a"}}
 
@@ -154,6 +155,8 @@ CASES: list[tuple[str, str, dict[str, str], str, int]] = [
     ("FoveaBatchBacklog", "since the morning", {BATCH: "60x900"}, "800m", 1),
     ("FoveaBatchBacklog", "done after an hour", {BATCH: "60x60 0x900"}, "800m", 0),
     ("FoveaBatchBacklog", "new ones again and again", {BATCH: "60+60x900"}, "800m", 0),
+    ("FoveaJobFailed", "one of two", {JOB % "int4": "0x10 1x20", JOB % "int8": "0x30"}, "25m", 1),
+    ("FoveaJobFailed", "the next run was well", {JOB % "int4": "1x10 0x20"}, "25m", 0),
     ("FoveaEvaluationStale", "three days ago", {GOLDEN % ("finished_seconds", "p"): "0x4400"}, "4320m", 1),
     ("FoveaEvaluationStale", "never", {"up": "1x100"}, "90m", 1),
     ("FoveaEvaluationStale", "every day", {GOLDEN % ("finished_seconds", "p"): "0x1440 86400x2000"}, "2900m", 0),
@@ -237,10 +240,11 @@ def test_rules_are_for_what_the_stack_has() -> None:
     """No money section and no evaluation: no alerts about them."""
     nothing = {"money": None, "batches": None, "identify": None, "recall": None, "listen": {"public": True}}
     rules = {"rules": {"certificate": ""}}
-    values = merged(VALUES, {"stack": nothing, "evaluation": {"enabled": False}, "observability": rules})
+    jobs = {"loadTestGate": {"enabled": False}, "jobs": {"quantize": [], "distill": []}}
+    values = merged(VALUES, {"stack": nothing, "evaluation": {"enabled": False}, "observability": rules, **jobs})
     text = yaml.safe_dump(one(render(values), "PrometheusRule"))
     assert "fovea_requests_total" in text
-    for word in ("fovea_usd", "golden", "journal", "batch", "keys_end", "certificate", "store_down"):
+    for word in ("fovea_usd", "golden", "journal", "batch", "keys_end", "certificate", "store_down", "fovea_job"):
         assert word not in text, word
 
 

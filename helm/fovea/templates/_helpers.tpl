@@ -103,7 +103,7 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- end }}
 
-{{/* The fast path (serving/runtime.py, `fast_path_environment`): in every Ray process, or it is not there. */}}
+{{/* The fast path and what makes recovery quick (serving/runtime.py: `fast_path_environment`, `HARD_DAYS`): in every Ray process, or it is not there. */}}
 {{- define "fovea.rayEnv" -}}
 {{ include "fovea.commonEnv" . }}
 - {name: HF_HUB_OFFLINE, value: {{ ternary "1" "0" .Values.offline | quote }}}
@@ -117,6 +117,8 @@ capabilities: {drop: [ALL]}
 - {name: RAY_SERVE_HAPROXY_TUNE_BUFSIZE, value: {{ .Values.proxy.bufferBytes | int64 | quote }}}
 - {name: RAY_SERVE_HAPROXY_METRICS_ENABLED, value: "0"}
 - {name: RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S, value: "1"}
+- {name: RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S, value: "1"}
+- {name: RAY_process_group_cleanup_enabled, value: "1"}
 - {name: RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, value: serving.middleware.straight}
 {{- if kindIs "map" .Values.stack.affinity }}
 - {name: RAY_SERVE_HAPROXY_BALANCE_ALGORITHM, value: {{ printf "hdr(x-fovea-image)\n    hash-type consistent sdbm avalanche\n    hash-balance-factor %d" (round (mulf 100.0 (float64 (.Values.stack.affinity.load | default 1.5))) 0 | int) | quote }}}

@@ -56,10 +56,23 @@ tolerations:
 {{- end -}}
 {{- end }}
 
+{{/* (root, kind, name): what stands before a job's command, so that a Pushgateway is told; nothing where there is none */}}
+{{- define "fovea.told" -}}
+{{- with .root.Values.observability.pushgateway -}}
+- /opt/fovea/.venv/bin/python
+- /chart/job.py
+- {{ . | quote }}
+- {{ include "fovea.fullname" $.root }}
+- {{ $.kind }}
+- {{ $.name | quote }}
+{{- end -}}
+{{- end }}
+
 {{/* (root, kind, job): the command, each word quoted for the shell that Ray runs it with */}}
 {{- define "fovea.jobCommand" -}}
 {{- $out := printf "/data/%s/%s" .kind .job.name -}}
-{{- $words := list "/opt/fovea/.venv/bin/fovea" .kind "run" -}}
+{{- $told := include "fovea.told" (dict "root" .root "kind" .kind "name" .job.name) | fromYamlArray -}}
+{{- $words := concat $told (list "/opt/fovea/.venv/bin/fovea" .kind "run") -}}
 {{- if eq .kind "quantize" -}}
   {{- $words = concat $words (list .job.model "--scheme" (.job.scheme | default "w4a16") "--out" $out) -}}
   {{- with .job.golden -}}{{- $words = concat $words (list "--golden" .) -}}{{- end -}}

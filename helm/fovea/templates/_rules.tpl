@@ -98,6 +98,14 @@ groups:
             "expr" (printf "max by (model_name) (avg_over_time(vllm:kv_cache_usage_perc{STACK}[5m])) > %v" $slo.kvUsage)
             "for" "10m"
             "text" "{{ $labels.model_name }}: {{ $value | humanizePercentage }} of a replica's KV cache is in use") | nindent 6 }}
+  {{- if and .Values.observability.pushgateway (or .Values.evaluation.enabled .Values.loadTestGate.enabled .Values.jobs.quantize .Values.jobs.distill) }}
+  - name: fovea-jobs
+    rules:
+      {{- include "fovea.alert" (dict "root" . "name" "FoveaJobFailed" "runbook" "jobs" "severity" "warning"
+            "expr" "max by (kind, name) (fovea_job_failed{STACK}) > 0"
+            "for" "1m"
+            "text" "the {{ $labels.kind }} job {{ $labels.name }} failed") | nindent 6 }}
+  {{- end }}
   {{- if .Values.stack.money }}
   - name: fovea-money
     rules:

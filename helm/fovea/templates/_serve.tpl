@@ -10,6 +10,7 @@ asks for no keys (the models do), is told of the models by its user_config, whic
 {{- $groups := dict -}}
 {{- range $group := .Values.workerGroups }}{{ range $group.models }}{{ $_ := set $groups . $group.name }}{{ end }}{{ end -}}
 {{- $routes := dict -}}
+{{- $adapters := dict -}}
 proxy_location: EveryNode
 http_options:
   host: 0.0.0.0
@@ -20,6 +21,7 @@ applications:
 {{- range $given := $stack.models }}
 {{- $model := omit $given "replicas" }}
 {{- $_ := set $routes $model.name (include "fovea.prefix" $model) }}
+{{- range $model.adapters }}{{ $_ := set $adapters .name (include "fovea.prefix" $model) }}{{ end }}
   - name: {{ $model.name }}
     route_prefix: {{ ternary "/" (include "fovea.prefix" $model) (eq $single "true") }}
     import_path: serving.app:build
@@ -48,6 +50,9 @@ applications:
         {{- include "fovea.replicas" (dict "root" $ "name" "front" "replicas" .Values.frontReplicas) | nindent 8 }}
         user_config:
           models: {{ toJson $routes }}
+          {{- with $adapters }}
+          adapters: {{ toJson . }}
+          {{- end }}
 {{- end }}
 {{- end }}
 
@@ -62,10 +67,14 @@ applications:
 {{- define "fovea.ownPart" -}}
 {{- $part := deepCopy .stack -}}
 {{- $_ := set $part "models" (list .model) -}}
+{{- $names := list .model.name -}}
+{{- range .model.adapters }}{{ $names = append $names .name }}{{ end -}}
 {{- with $part.identify -}}
   {{- range .tenants -}}
     {{- if kindIs "slice" .models -}}
-      {{- $_ := set . "models" (ternary (list $.model.name) (list "-") (has $.model.name .models)) -}}
+      {{- $own := list -}}
+      {{- range .models }}{{ if has . $names }}{{ $own = append $own . }}{{ end }}{{ end -}}
+      {{- $_ := set . "models" ($own | default (list "-")) -}}
     {{- end -}}
   {{- end -}}
 {{- end -}}

@@ -194,8 +194,8 @@
 {{- if and .Values.modelCache.download.enabled (not .Values.modelCache.enabled) -}}
   {{- fail "modelCache.download.enabled: there is no cache to download to; set modelCache.enabled" -}}
 {{- end -}}
-{{- if and .Values.evaluation.enabled .Values.observability.rules.enabled (not .Values.evaluation.pushgateway) -}}
-  {{- fail "evaluation.pushgateway: is missing; the accuracy alerts look at what the job pushes there" -}}
+{{- if and .Values.evaluation.enabled .Values.observability.rules.enabled (not .Values.observability.pushgateway) -}}
+  {{- fail "observability.pushgateway: is missing; the accuracy alerts look at what the job pushes there" -}}
 {{- end -}}
 {{- $names := list -}}{{- range .Values.stack.models -}}{{- $names = append $names .name -}}{{- end -}}
 {{- range $part := list "evaluation" "loadTestGate" -}}
