@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +78,7 @@ def _settle(buyer: Buyer, teacher: OpenTeacher, one: Question, found: dict[str, 
     buyer.keep(one.about(), teacher, Purchase(one.key, usd, at_most), reply)
 
 
-def answers(settings: Teacher, questions: Sequence[Question]) -> Iterator[dict[str, Any]]:
+def answers(settings: Teacher, questions: Sequence[Question]) -> Generator[dict[str, Any], None, None]:
     """Yield `key`, `text`, `input_tokens`, `output_tokens` and `error` of every question, as they come.
 
     Raises:

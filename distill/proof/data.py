@@ -128,9 +128,9 @@ def scenes(said: Mapping[str, str]) -> dict[int, shapes.Scene]:
     """
     words: dict[int, set[str]] = {}
     for row, answer in said.items():
-        kind, _, number = row.partition("-")
+        kind, _, name = row.partition("-")
         if kind in ("see", "color", "shape"):
-            words.setdefault(int(number), set()).update(answer.split())
+            words.setdefault(int(name), set()).update(answer.split())
     found = {}
     for number, seen in words.items():
         colors, forms = [c for c in shapes.COLORS if c in seen], [s for s in shapes.SHAPES if s in seen]
