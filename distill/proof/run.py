@@ -8,7 +8,7 @@ asked like any other.  What they know fits in the model that they were grown fro
 - Whole, shapes: the student begins from random weights.  It learns from about 13,000 answers, and the report has it in
   INT8 and INT4 too.
 - Whole, lights: photographs of a modem to JSON.  The embedded model first learns them from truth, is grown, and
-  teaches.  The student begins as the one that came out of shapes, which no label of a data set has reached.
+  teaches.  The student begins as the embedded model, pruned, which has never seen one.
 
 Every part goes on where it was interrupted.
 """
@@ -54,7 +54,7 @@ class Scale:
 
 SHORT = Scale(pictures=900, more=0, yes_no=1, captions=False, balanced=False)
 WHOLE = Scale(pictures=4000, more=2000, yes_no=1, captions=True, balanced=True)
-LIGHTS_TAUGHT, LIGHTS_ASKED, LIGHTS_HELD_OUT = 5000, 3000, 400
+LIGHTS_TAUGHT, LIGHTS_ASKED, LIGHTS_HELD_OUT = 5000, 2500, 300
 TASKS = ("shapes", "lights")
 
 
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m distill.proof.run", description=__doc__)
     parser.add_argument("--out", type=Path, help="folder (runs/demo-distill, or runs/proof-distill)")
     parser.add_argument("--whole", action="store_true", help="the whole proof, both tasks")
-    parser.add_argument("--task", choices=TASKS, help="of the whole proof this task alone; lights builds on shapes")
+    parser.add_argument("--task", choices=TASKS, help="of the whole proof this task alone")
     args = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupted)  # so that what is served ends with us
     whole = args.whole or args.task is not None
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if task == "shapes":
                 shapes(out / task, WHOLE, "shapes.yaml")
             else:
-                lights(out / task, out / "shapes" / "out" / "train" / "student")
+                lights(out / task)
     except FoveaError as error:
         print(error)
         return error.exit_code
@@ -112,15 +112,15 @@ def shapes(folder: Path, scale: Scale, recipe: str, teacher: Path | None = None)
     run(folder, recipe, folder / "out", list(STEPS))
 
 
-def lights(folder: Path, student: Path) -> None:
-    """Teach the embedded model the document task from truth, grow it, and distil it into what `shapes` ended with."""
+def lights(folder: Path) -> None:
+    """Teach the embedded model the document task from truth, grow it, and distil it into a pruned embedded model."""
     seed = folder / "seed"
     if not (seed / "rows.jsonl").exists():
         data.light_rows(seed, LIGHTS_TAUGHT, 1, truth=True)
     link(seed / "base", EMBEDDED)
     run(seed, "seed.yaml", seed / "out", ["collect", "filter", "train"])
     link(folder / "teacher", grown(seed / "out" / "train" / "student", folder / "grown"))
-    link(folder / "base", student)
+    link(folder / "embedded", EMBEDDED)
     if not (folder / "rows.jsonl").exists():
         data.light_rows(folder, LIGHTS_ASKED, 2)
     if not (folder / "lights" / "golden.jsonl").exists():
