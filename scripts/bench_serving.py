@@ -1,9 +1,11 @@
 """`make bench`: the stack against bare vLLM, side by side in one run.
 
-Bare vLLM (its own API server, same checkpoint, same engine arguments) and the stack (HAProxy, Ray Serve, all layers on)
-are started in turn, never together: an idle engine still takes processor time.  Each gets the same load from the load
-tester, text and image, closed loop at each concurrency; rounds alternate the order.  Printed are ratios with their
-spread over the rounds, the start-up times, and the processor time that each process spent per request.
+Bare vLLM (its own API server, same checkpoint, same engine arguments) and the stack (HAProxy, Ray Serve, the layers of
+its file; with `--all-layers` also all of them) are started, and from then on all but one are stopped (SIGSTOP): an idle
+engine still takes processor time.  Each kind of load at each concurrency is given to one after the other for a few
+seconds, over and over, the order turned round each time: what else the machine does, and how fast it is at the
+moment, meets all of them alike.  Halfway all are started anew.  Printed are ratios within a round with their spread,
+the start-up times, and the processor time that each process spent per request.
 """
 
 from __future__ import annotations
@@ -19,11 +21,10 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,14 @@ sys.path.insert(0, str(ROOT))
 
 from models.support.errors import CheckFailed  # noqa: E402
 from models.support.files import write_json  # noqa: E402
+from serving.bench_stack import Served, answers, family_of, running  # noqa: E402
 from serving.keys import Key, make_key, open_keys  # noqa: E402
 from serving.runtime import free_port  # noqa: E402
 from serving.stack import Model, load_stack  # noqa: E402
 
-TICK = os.sysconf("SC_CLK_TCK")
+PROBES = ("/ready", "/health")
+"""Of a stack, of bare vLLM."""
+WARM_S = 1.0
 
 
 def bare_command(model: Model, port: int) -> list[str]:
@@ -64,59 +68,46 @@ def bare_command(model: Model, port: int) -> list[str]:
     return command
 
 
+def processor_seconds(server: Served) -> dict[str, float]:
+    """Return the processor time, user and system, of each kind of process of a server."""
+    import psutil
+
+    found: dict[str, float] = defaultdict(float)
+    for process in (psutil.Process(server.process.pid), *family_of(server.process.pid)):
+        try:
+            times = process.cpu_times()
+            found[kind_of(" ".join(process.cmdline()))] += times.user + times.system
+        except psutil.Error:
+            continue  # it ended while we looked
+    return dict(found)
+
+
 @contextmanager
-def running(
-    command: list[str], port: int, probe: str, log: Path, kv_gib: int
-) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
-    """Start a server in a session of its own; yield it and the seconds until `probe` answered 200; stop it.
+def awake(server: Served, probe: str) -> Iterator[None]:
+    """Let a stopped server run until the block ends.
 
     Raises:
-        CheckFailed: it ended or did not answer within 10 minutes; its log is named.
+        CheckFailed: it does not answer within a minute.
     """
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_CPU_KVCACHE_SPACE": str(kv_gib),
-        "VLLM_NO_USAGE_STATS": "1",
-    }
-    began = time.monotonic()
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
-    try:
-        while True:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}{probe}", timeout=5) as answer:
-                    if answer.status == 200:
-                        break
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                if process.poll() is not None or time.monotonic() - began > 600:
-                    raise CheckFailed("the server did not start", field=command[0], fix=f"read {log}") from None
-            time.sleep(0.1)
-        yield process, time.monotonic() - began
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        time.sleep(2)  # its engine processes end a moment later
+    signal_all(server, signal.SIGCONT)
+    ends = time.monotonic() + 60
+    while not answers(server.url + probe):
+        if time.monotonic() > ends:
+            raise CheckFailed("the server does not answer after a pause", field=server.url, fix="run the bench again")
+        time.sleep(0.1)
+    yield
+    signal_all(server, signal.SIGSTOP)
 
 
-def processor_seconds(session: int) -> dict[str, float]:
-    """Return the processor time, user and system, of each kind of process that belongs to a server."""
-    found: dict[str, float] = defaultdict(float)
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
+def signal_all(server: Served, number: signal.Signals) -> None:
+    """Send a signal to a server and all processes that descend from it."""
+    import psutil
+
+    for process in (server.process, *family_of(server.process.pid)):
         try:
-            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-        except (OSError, IndexError):
+            process.send_signal(number)
+        except psutil.NoSuchProcess:
             continue  # it ended while we looked
-        if int(fields[3]) == session or "haproxy" in command or command.startswith("ray::") or "/ray/" in command:
-            found[kind_of(command)] += (int(fields[11]) + int(fields[12])) / TICK
-    return dict(found)
 
 
 def kind_of(command: str) -> str:
@@ -133,16 +124,16 @@ def kind_of(command: str) -> str:
     return "Ray's own processes"
 
 
-def load(port: int, model: str, workload: str, concurrency: int, seconds: float, out: Path) -> dict[str, Any]:
+def load(url: str, model: str, workload: str, concurrency: int, seconds: float, out: Path) -> dict[str, Any]:
     """Run the load tester and return its report."""
-    command = [sys.executable, str(ROOT / "fovea.py"), "loadtest", "run", "--url", f"http://127.0.0.1:{port}/v1"]
+    command = [sys.executable, str(ROOT / "fovea.py"), "loadtest", "run", "--url", f"{url}/v1"]
     command += ["--model", model, "--workload", workload, "--concurrency", str(concurrency), "--duration", str(seconds)]
-    command += ["--warmup", "2", "--max-tokens", "8", "--body", "ignore_eos=true", "--no-stream", "--no-cache-bust"]
-    command += ["--no-check", "--quiet", "--json", "--out", str(out)]
+    command += ["--warmup", str(WARM_S), "--max-tokens", "8", "--body", "ignore_eos=true", "--no-stream"]
+    command += ["--no-cache-bust", "--no-check", "--quiet", "--json", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1):
         raise CheckFailed("the load test failed", value=done.stderr.strip()[-400:])
-    report = json.loads((out / "report.json").read_text())
+    report: dict[str, Any] = json.loads((out / "report.json").read_text())
     if report["errors"]:
         raise CheckFailed("requests failed under load", value=f"{report['errors']} of {report['requests']}")
     return report
@@ -174,13 +165,36 @@ async def _put(location: str, key: Key) -> None:
     await store.close()
 
 
-def forget(port: int, key: str) -> None:
+def forget(url: str, key: str) -> None:
     """Let a stack with `recall` forget its answers: a load must not be answered from memory by the one before."""
     headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
-    asked = urllib.request.Request(f"http://127.0.0.1:{port}/fovea/cache/purge", b'{"all": true}', headers)
+    asked = urllib.request.Request(f"{url}/fovea/cache/purge", b'{"all": true}', headers)
     with urllib.request.urlopen(asked, timeout=30) as answer:
         answer.read()
     time.sleep(1.1)  # known to the replica after `purge_s` at the latest
+
+
+@contextmanager
+def all_of(stacks: dict[str, str], model: Model, folder: Path, number: int) -> Iterator[dict[str, Served]]:
+    """Start bare vLLM and the stacks, each while the others are stopped; yield them, all stopped."""
+    environment = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": str(model.cpu_kv_cache_gib),
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    servers: dict[str, Served] = {}
+    systems = ["bare", *stacks]
+    with ExitStack() as started:
+        for system in systems if number % 2 == 0 else reversed(systems):
+            port = free_port()
+            command = [sys.executable, str(ROOT / "fovea.py"), "serve", stacks.get(system, ""), "--port", str(port)]
+            if system == "bare":
+                command = bare_command(model, port)
+            log = folder / f"{system.replace(' ', '-')}-{number}.log"
+            servers[system] = started.enter_context(running(command, port, PROBES[system == "bare"], log, environment))
+            started.callback(signal_all, servers[system], signal.SIGCONT)  # a stopped process cannot end
+            signal_all(servers[system], signal.SIGSTOP)
+        yield servers
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -190,65 +204,49 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if args.all_layers:
         path, os.environ["OPENAI_API_KEY"] = all_layers(args.stack, folder)
         stacks["all layers"] = str(path)
-    systems = ["bare", *stacks]
     texts = folder / "text.jsonl"
     texts.write_text(
         "".join(json.dumps({"prompt": f"Note {i}: is there a blue shape in the image?"}) + "\n" for i in range(4000))
     )
-    workloads = {"text": str(texts), "image": "easy-vqa"}
     rows: list[dict[str, Any]] = []
     starts: dict[str, list[float]] = defaultdict(list)
-    for number in range(args.rounds):
-        for system in systems if number % 2 == 0 else reversed(systems):
-            port = free_port()
-            command = (
-                bare_command(model, port)
-                if system == "bare"
-                else [sys.executable, str(ROOT / "fovea.py"), "serve", stacks[system], "--port", str(port)]
-            )
-            probe = "/health" if system == "bare" else "/ready"
-            with running(
-                command, port, probe, folder / f"{system.replace(' ', '-')}-{number}.log", model.cpu_kv_cache_gib
-            ) as (
-                process,
-                seconds,
-            ):
-                starts[system].append(seconds)
-                for kind, workload in workloads.items():
-                    load(port, model.name, workload, 8, 3, folder / "warm")
-                    for concurrency in args.concurrency:
-                        if system == "all layers":
-                            forget(port, os.environ["OPENAI_API_KEY"])
-                        before = processor_seconds(process.pid)
-                        report = load(port, model.name, workload, concurrency, args.seconds, folder / "run")
-                        after = processor_seconds(process.pid)
-                        asked = (
-                            report["requests"] * (args.seconds + 2) / args.seconds
-                        )  # the warm-up is in the account too
-                        spent = {
-                            k: round(1000 * (v - before.get(k, 0)) / asked, 3)
-                            for k, v in after.items()
-                            if v > before.get(k, 0)
-                        }
-                        rps, p50 = report["throughput_rps"], report["latency_ms"]["p50"]["value"]
-                        rps = rps["value"] if isinstance(rps, dict) else rps
-                        row = {
-                            "round": number,
-                            "system": system,
-                            "kind": kind,
-                            "concurrency": concurrency,
-                            "rps": rps,
-                            "p50_ms": p50,
-                            "cpu_ms": spent,
-                        }
-                        rows.append(row)
+    for start in range(args.starts):
+        with all_of(stacks, model, folder, start) as servers:
+            for system, server in servers.items():
+                starts[system].append(server.start_s)
+            loads = [
+                (kind, asked) for kind in (("text", str(texts)), ("image", "easy-vqa")) for asked in args.concurrency
+            ]
+            for (kind, workload), concurrency in loads:
+                for number in range(start, args.rounds, args.starts):
+                    for system in servers if number // args.starts % 2 == 0 else reversed(servers):
+                        row = one(args, servers[system], system, (workload, concurrency), model.name, folder)
+                        rows.append({"round": number, "system": system, "kind": kind, **row})
                         print(
                             f"round {number} {system:12s} {kind:5s} c={concurrency:<3d} "
-                            f"{rps:7.1f} req/s, p50 {p50:6.1f} ms",
+                            f"{row['rps']:7.1f} req/s, p50 {row['p50_ms']:6.1f} ms",
                             file=sys.stderr,
                             flush=True,
                         )
     return {"rows": rows, "starts_s": dict(starts)}
+
+
+def one(
+    args: argparse.Namespace, server: Served, system: str, asked: tuple[str, int], model: str, folder: Path
+) -> dict[str, Any]:
+    """Give one server one load, (workload, concurrency), while the others are stopped; return what it did."""
+    with awake(server, PROBES[system == "bare"]):
+        if system == "all layers":
+            forget(server.url, os.environ["OPENAI_API_KEY"])
+        before = processor_seconds(server)
+        report = load(server.url, model, *asked, args.seconds, folder / "run")
+        after = processor_seconds(server)
+    requests = report["requests"] * (args.seconds + WARM_S) / args.seconds  # the warm-up is in the account too
+    spent = {k: round(1000 * (v - before.get(k, 0)) / requests, 3) for k, v in after.items() if v > before.get(k, 0)}
+    rps, p50 = report["throughput_rps"], report["latency_ms"]["p50"]["value"]
+    return {
+        "concurrency": asked[1], "rps": rps["value"] if isinstance(rps, dict) else rps, "p50_ms": p50, "cpu_ms": spent,
+    }  # fmt: skip
 
 
 def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -296,8 +294,9 @@ def main() -> int:
     parser.add_argument(
         "--all-layers", action="store_true", help="also the first stack with every layer on, nothing recalled"
     )
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=8)
+    parser.add_argument("--rounds", type=int, default=6, help="of each load")
+    parser.add_argument("--starts", type=int, default=2, help="how often the servers are started for them")
+    parser.add_argument("--seconds", type=float, default=4, help="of each load in each round")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench" / "serving.json")
     args = parser.parse_args()

@@ -10,9 +10,10 @@
 Serve starts replicas anew when these arguments change, so the number of replicas belongs into the config's
 `deployments`, where a change only adds or removes some, and so do the models of the front:
 
-    deployments: [{name: front, user_config: {models: {fovea-qwen: /fovea-qwen}}}]  In strings of the stack,
-`$(NAME)` becomes the environment variable NAME of the Ray node that builds the application: the way for a password from
-a Secret.
+    deployments: [{name: front, user_config: {models: {fovea-qwen: /fovea-qwen}, adapters: {colours: /fovea-qwen}}}]
+
+In strings of the stack, `$(NAME)` becomes the environment variable NAME of the Ray node that builds the application:
+the way for a password from a Secret.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def build(args: dict[str, Any]) -> Any:
     data, name = expand(args["stack"]), args.get("model")
     if name is None:
         if "models" not in data:  # they come as the deployment's user_config
-            return bind_front(parse_stack({**data, "models": [{"name": FRONT, "source": FRONT}]}, "args.stack"), {})
+            whole = parse_stack({**data, "models": [{"name": FRONT, "source": FRONT}]}, "args.stack")
+            return bind_front(whole, {"models": {}})
         stack = parse_stack(data, "args.stack")
         return bind_front(stack, routes_of(stack))
     part = own_part(data, name)

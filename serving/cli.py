@@ -7,8 +7,10 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C; return 0 when everything stopped cleanly."""
+    from serving import processes
     from serving.stack import Stack
 
     if args.schema:
@@ -43,7 +46,9 @@ def run(args: argparse.Namespace) -> int:
             else f"{args.stack}: {len(stack.models)} model(s), ok"
         )
         return 0
-    return serve(stack, Events(args.json), again=lambda: read_stack(args))
+    folder = Path(tempfile.mkdtemp(prefix="fovea-"))
+    processes.guard(folder)
+    return serve(stack, Events(args.json), folder, again=lambda: read_stack(args))
 
 
 def read_stack(args: argparse.Namespace) -> Stack:
@@ -52,6 +57,7 @@ def read_stack(args: argparse.Namespace) -> Stack:
     Raises:
         UsageError: something about it is wrong.
     """
+    from serving.adapters import check_adapters
     from serving.stack import load_stack, parse_stack
 
     stack = load_stack(args.stack)
@@ -61,6 +67,7 @@ def read_stack(args: argparse.Namespace) -> Stack:
         stack = parse_stack({**data, "listen": {**data["listen"], **listen}})
     for model in stack.models:
         _ = model.path  # a missing checkpoint is told before anything is started
+        check_adapters(model, fetch=False)
     check_stores(stack)
     return stack
 
@@ -114,23 +121,20 @@ class Events:
 def serve(
     stack: Stack,
     events: Events,
-    started: Any = None,
-    stop: threading.Event | None = None,
-    again: Callable[[], Stack] | None = None,
+    folder: Path,
+    again: Callable[[], Stack],
 ) -> int:
-    """Start Ray and the stack, serve until SIGTERM, SIGINT or `stop`, then drain and stop.
+    """Start Ray and the stack, serve until SIGTERM or SIGINT, then drain and stop.  For the main thread.
 
     Args:
         stack: what to serve.
         events: where to report.
-        started: called without arguments when the stack is ready.
-        stop: set by the caller to end; signals set it too.
+        folder: Ray's files, removed at the end.
         again: reads the stack anew, on SIGHUP; raises what is wrong with it.
     """
     from serving import processes, runtime
 
-    stop = stop or threading.Event()
-    interrupts, hangups = 0, threading.Semaphore(0)
+    stop, interrupts, hangups = threading.Event(), 0, threading.Semaphore(0)
 
     def on_hangup(number: int, frame: object) -> None:
         hangups.release()
@@ -144,19 +148,14 @@ def serve(
             os._exit(130)
 
     def listen_for_signals() -> dict[int, Any]:
-        if threading.current_thread() is not threading.main_thread():
-            return {}
-        processes.adopt()
-        handlers: dict[int, Any] = {signal.SIGTERM: on_signal, signal.SIGINT: on_signal}
-        if again is not None:
-            handlers[signal.SIGHUP] = on_hangup
+        handlers = {signal.SIGTERM: on_signal, signal.SIGINT: on_signal, signal.SIGHUP: on_hangup}
         return {number: signal.signal(number, handler) for number, handler in handlers.items()}
 
     runtime.check_port(stack.listen.host, stack.listen.port)
     old = listen_for_signals()
     try:
         events.say("starting Ray")
-        with runtime.local_ray(stack):
+        with runtime.local_ray(stack, folder):
             listen_for_signals()  # Ray has put its own handlers in place
             if stop.is_set():
                 return 130
@@ -166,15 +165,11 @@ def serve(
             host = f"[{stack.listen.host}]" if ":" in stack.listen.host else stack.listen.host
             url = f"http://{host}:{stack.listen.port}/v1"
             runtime.wait_until_answering(stack, stop)
-            events.say(
-                f"ready at {url} ({', '.join(m.name for m in stack.models)})", url=url, ready=True, pid=os.getpid()
-            )
+            events.say(f"ready at {url} ({', '.join(stack.names)})", url=url, ready=True, pid=os.getpid())
             if not events.as_json:
                 print(paste(url, stack.models[0].name, key=bool(stack.identify)), flush=True)
-            if started is not None:
-                started()
             while not stop.wait(0.1):
-                if again is not None and hangups.acquire(blocking=False):
+                if hangups.acquire(blocking=False):
                     stack = reload(stack, again, events, stop)
             events.say("draining")
             runtime.drain(stack, events.say)
@@ -193,8 +188,7 @@ def reload(stack: Stack, again: Callable[[], Stack], events: Events, stop: threa
     try:
         new = again()
         if update(stack, new, events.say, stop):
-            names = ", ".join(model.name for model in new.models)
-            events.say(f"updated: {names}", updated=True)
+            events.say(f"updated: {', '.join(new.names)}", updated=True)
         return new
     except Exception as error:  # Ray has many kinds; none of them may end what serves
         events.say(f"not updated: {str(error) or type(error).__name__}", updated=False)

@@ -38,7 +38,7 @@ def bind_replica(stack: Stack, model: Model) -> Any:
     from ray import serve
 
     from serving.engine import engine_environment
-    from serving.replica import Replica
+    from serving.replica import Deployed
 
     if model.source.startswith(REGISTRY):  # resolved once: every replica serves the same version
         model = model.model_copy(update={"source": model.path})
@@ -47,7 +47,7 @@ def bind_replica(stack: Stack, model: Model) -> Any:
     part = own_part({**stack.model_dump(mode="json"), "models": [plain]}, model.name)
     options = {"num_cpus": 1, "num_gpus": model.gpus, "runtime_env": {"env_vars": engine_environment(model)}}
 
-    deployment: Any = serve.deployment(serve.ingress()(Replica))
+    deployment: Any = serve.deployment(serve.ingress()(Deployed))
     return deployment.options(
         name=model.name,
         version=version_of(part, options),

@@ -12,7 +12,8 @@ was asked before; a batch runs all the time.  Then, one after the other:
 
 For each: wrong answers, failed requests by kind (a user sends a failed one again with its Idempotency-Key and must get
 a right answer in the end), the longest time in which no answer came, and the time until everything was as before.  At
-the end the batch must have every line once.  Exit code 1 when an answer was wrong or a line was lost.
+the end the batch must have every line once, there must be one engine for each replica, and no process may outlive the
+stack.  Exit code 1 when that is not so, or an answer was wrong.
 
 The clock cannot be set without the rest of the machine: tests/serving/test_clock.py does that within one process.
 """
@@ -40,6 +41,8 @@ from serving.bench_stack import Served, served
 from serving.steady import COLORS, MODEL, Load, body_of
 
 MIB = 2**20
+REPLICAS = 2
+ENGINE = "VLLM::EngineCore"
 
 
 # the processes
@@ -85,7 +88,7 @@ async def well(url: str, replicas: int, degraded: bool = False) -> bool:
     return len(starts) == replicas
 
 
-async def until_well(url: str, began: float, timeout_s: float = 180, replicas: int = 2) -> float:
+async def until_well(url: str, began: float, timeout_s: float = 180, replicas: int = REPLICAS) -> float:
     """Return the seconds since `began` until three looks in a row found everything well; inf when that never was."""
     good = 0
     while time.monotonic() - began < timeout_s:
@@ -114,7 +117,7 @@ class Scene:
 
     async def engine(self) -> None:
         """Kill an engine."""
-        kill(self.stack, "VLLM::EngineCore")
+        kill(self.stack, ENGINE)
 
     async def proxy(self) -> None:
         """Kill the proxy."""
@@ -226,8 +229,18 @@ async def drill(scene: Scene, names: list[str], settle_s: float, lines: int) -> 
         print(one, rows[one], file=sys.stderr, flush=True)
     load.stop.set()
     await running
-    result = {"drills": rows, "wrong": load.account.wrong, "given_up": load.account.given_up}
+    result: dict[str, Any] = {"drills": rows, "wrong": load.account.wrong, "given_up": load.account.given_up}
+    result["engines"] = len(processes(scene.stack, ENGINE))
     return result | {"batch": await batch_account(url, name, lines)}
+
+
+def bad(result: dict[str, Any]) -> list[str]:
+    """Return what may not be in an account, by name."""
+    line = result["batch"]
+    marks = {name: result[name] for name in ("wrong", "given_up", "left")}
+    marks |= {f"batch.{name}": line[name] for name in ("lost", "twice", "wrong")}
+    marks["engines"] = result["engines"] != REPLICAS
+    return [name for name, found in marks.items() if found]
 
 
 def main() -> int:
@@ -252,7 +265,7 @@ def main() -> int:
         valkey = ValkeyServer(port=port)
         valkey.start()
         stack = {
-            "models": [{"name": MODEL, "source": "embedded:qwen2_5_vl", "max_model_len": 2048, "replicas": 2}],
+            "models": [{"name": MODEL, "source": "embedded:qwen2_5_vl", "max_model_len": 2048, "replicas": REPLICAS}],
             "recall": {"store": str((disk or folder) / "answers.db"), "memory_bytes": MIB, "file_bytes": MIB,
                        "semantic": {}},
             "admit": {"store": f"valkey://127.0.0.1:{port}/0", "on_failure": "open",
@@ -265,9 +278,10 @@ def main() -> int:
                 result = asyncio.run(drill(scene, args.drills, args.settle, args.lines))
             finally:
                 scene.valkey.stop()
+    result["left"] = running.left
+    result["bad"] = bad(result)
     print(json.dumps(result, indent=2))
-    line = result["batch"]
-    return int(bool(result["wrong"] or result["given_up"] or line["lost"] or line["twice"] or line["wrong"]))
+    return int(bool(result["bad"]))
 
 
 if __name__ == "__main__":

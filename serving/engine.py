@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.support.errors import UsageError
+from serving.adapters import engine_settings
 from serving.templates import template_for
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def engine_args(model: Model) -> argparse.Namespace:
     """Return vLLM's server arguments for a model of the stack.
 
     Raises:
-        UsageError: `engine_args` has a name that vLLM does not know.
+        UsageError: `engine_args` has a name that vLLM does not know, or an adapter cannot be served.
     """
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -98,6 +99,7 @@ def engine_args(model: Model) -> argparse.Namespace:
     if not model.gpus and model.engine_args.get("tensor_parallel_size", 1) == 1:
         args.distributed_executor_backend = "serving.executor.InProcess"
     args.chat_template = template_for(model.path)
+    engine_settings(args, model)
     for name, value in model.engine_args.items():
         if not hasattr(args, name):
             close = difflib.get_close_matches(name, vars(args), n=1)

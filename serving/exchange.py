@@ -42,6 +42,7 @@ class Exchange:
         places: for each picture of a chat message, the index of the message and of the part in its content.
         image_tokens: prompt tokens that the pictures take, by the model's own rule.
         identity: who is asking, where the stack asks for keys.
+        adapter: the LoRA module that the request is for; empty for the model itself.
         error_kind: why the request failed, a word of bounded cardinality (metrics label), or None.
         pending: decodes `pictures`, when that was put off.
         notes: what layers of other issues leave for one another.
@@ -55,6 +56,7 @@ class Exchange:
     places: list[tuple[int, int]] = field(default_factory=list)
     image_tokens: int = 0
     identity: Identity | None = None
+    adapter: str = ""
     error_kind: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     pending: Callable[[], Awaitable[None]] | None = None

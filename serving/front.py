@@ -67,8 +67,9 @@ class Front:
         self.tracing: Tracing | None = None
 
     def reconfigure(self, told: dict[str, Any]) -> None:
-        """Learn which models there are (called by Ray Serve at the start and when that changes)."""
+        """Learn which models and adapters there are (called by Ray Serve at the start and when that changes)."""
         self.forward.prefixes = dict(told.get("models", {}))
+        self.forward.adapters = dict(told.get("adapters", {}))
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         own = self.stack.models[0]
@@ -88,11 +89,19 @@ class Front:
         Admit.gate.draining = True
         return Admit.gate.inside
 
-    async def __del__(self) -> None:
+    async def stop(self) -> None:
+        """Close what is open."""
         if self.forward.session is not None:
             await self.forward.session.close()
         if self.tracing is not None:
             await asyncio.to_thread(self.tracing.provider.shutdown)
+
+
+class Deployed(Front):
+    """What Ray Serve is given: it stops an object by awaiting its `__del__`, which Python itself calls and forgets."""
+
+    async def __del__(self) -> None:
+        await self.stop()
 
 
 class Forward:
@@ -101,10 +110,11 @@ class Forward:
     Args:
         stack: address of the whole stack.
         prefixes: model -> its route prefix.
+        adapters: adapter -> the route prefix of its model.
     """
 
-    def __init__(self, stack: Stack, prefixes: dict[str, str]):
-        self.stack, self.prefixes = stack, prefixes
+    def __init__(self, stack: Stack, prefixes: dict[str, str], adapters: dict[str, str] | None = None):
+        self.stack, self.prefixes, self.adapters = stack, prefixes, adapters or {}
         host = f"[{stack.listen.host}]" if ":" in stack.listen.host else stack.listen.host
         self.base = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{stack.listen.port}"
         self.session: aiohttp.ClientSession | None = None
@@ -151,16 +161,17 @@ class Forward:
         if STORED.fullmatch(scope["path"]) and self.prefixes:
             return list(self.prefixes.values())
         name = named[1] if named else exchange.json().get("model") if exchange.body else None
-        known = ", ".join(self.prefixes)
+        served = self.prefixes | self.adapters
+        known = ", ".join(served)
         if not isinstance(name, str):
             raise ApiError(
                 400, f"Say which model the request is for; this stack serves {known}.", kind="no_model", param="model"
             )
-        if name not in self.prefixes:
+        if name not in served:
             raise ApiError(
                 404, f"This stack does not serve {name[:80]!r}; it serves {known}.", kind="unknown_model", param="model"
             )
-        return [self.prefixes[name]]
+        return [served[name]]
 
     async def _pipe(
         self, method: str, paths: list[str], scope: Scope, body: bytes | None, receive: Receive, send: Send
@@ -232,7 +243,8 @@ class Forward:
         answers = dict(zip(self.prefixes, found, strict=True))
         ok = all(status == 200 for status, _ in answers.values()) and not Admit.gate.draining
         states = {name: _state(status, body) for name, (status, body) in answers.items()}
-        await _json(send, 200 if ok else 503, {"status": "ok" if ok else "not ready", "models": states})
+        adapters = {"adapters": list(self.adapters)} if self.adapters else {}
+        await _json(send, 200 if ok else 503, {"status": "ok" if ok else "not ready", "models": states, **adapters})
 
     async def _get(self, path: str, headers: list[tuple[str, str]] | None = None) -> tuple[int, bytes]:
         import aiohttp
@@ -246,17 +258,17 @@ class Forward:
             return 0, type(error).__name__.encode()
 
 
-def bind_front(stack: Stack, routes: dict[str, str]) -> Any:
-    """Return the front's Ray Serve application; `routes` is what it forwards to, and may change while it runs."""
+def bind_front(stack: Stack, routes: dict[str, dict[str, str]]) -> Any:
+    """Return the front's Ray Serve application; `routes` (`routes_of`) may change while it runs."""
     from ray import serve
 
     part = front_part(stack).model_dump(mode="json")
     options = {"num_cpus": 1}
-    deployment: Any = serve.deployment(serve.ingress()(Front))
+    deployment: Any = serve.deployment(serve.ingress()(Deployed))
     return deployment.options(
         name=FRONT,
         version=version_of(part, options),
-        user_config={"models": routes},
+        user_config=routes,
         max_ongoing_requests=100_000,
         ray_actor_options=options,
         graceful_shutdown_timeout_s=stack.drain_s,

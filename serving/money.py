@@ -91,7 +91,7 @@ class Money:
         at = self.clock()
         one = Finished(
             tenant=exchange.tenant,
-            model=self.model,
+            model=exchange.adapter or self.model,
             prompt_tokens=usage[0] if usage else 0,
             completion_tokens=usage[1] if usage else 0,
             image_tokens=image_tokens,

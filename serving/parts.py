@@ -24,18 +24,26 @@ def own_part(stack: dict[str, Any], name: str) -> dict[str, Any]:
     models = stack.get("models")
     if not isinstance(models, list):
         return stack
-    part = {**stack, "models": [one for one in models if isinstance(one, dict) and one.get("name") == name]}
+    own = [one for one in models if isinstance(one, dict) and one.get("name") == name]
+    part = {**stack, "models": own}
     identify = stack.get("identify")
     if isinstance(identify, dict) and isinstance(identify.get("tenants"), list):
-        part["identify"] = {**identify, "tenants": [_tenant(one, name) for one in identify["tenants"]]}
+        names = {name, *(adapter for model in own for adapter in _adapters(model))}
+        part["identify"] = {**identify, "tenants": [_tenant(one, names) for one in identify["tenants"]]}
     return part
 
 
-def _tenant(tenant: Any, name: str) -> Any:
+def _adapters(model: dict[str, Any]) -> list[Any]:
+    found = model.get("adapters")
+    entries = found if isinstance(found, list) else []
+    return [one["name"] for one in entries if isinstance(one, dict) and isinstance(one.get("name"), str)]
+
+
+def _tenant(tenant: Any, names: set[Any]) -> Any:
     allowed = tenant.get("models") if isinstance(tenant, dict) else None
     if not isinstance(allowed, list):
         return tenant
-    return {**tenant, "models": [one for one in allowed if one == name] or [NO_MODEL]}
+    return {**tenant, "models": [one for one in allowed if isinstance(one, str) and one in names] or [NO_MODEL]}
 
 
 def front_part(stack: Stack) -> Stack:
@@ -52,9 +60,15 @@ def front_part(stack: Stack) -> Stack:
     )
 
 
-def routes_of(stack: Stack) -> dict[str, str]:
-    """Return the models that the front forwards to: name -> route prefix."""
-    return {model.name: model.prefix for model in stack.models}
+def routes_of(stack: Stack) -> dict[str, dict[str, str]]:
+    """Return what the front is told (its `user_config`).
+
+    `models`: name -> route prefix; `adapters`, where there are any: name -> route prefix of its model.
+    """
+    routes = {"models": {model.name: model.prefix for model in stack.models}}
+    if any(model.adapters for model in stack.models):
+        routes["adapters"] = {adapter.name: model.prefix for model in stack.models for adapter in model.adapters}
+    return routes
 
 
 def version_of(*arguments: Any) -> str:

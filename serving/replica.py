@@ -108,7 +108,8 @@ class Replica:
         Admit.gate.draining = True
         return Admit.gate.inside
 
-    async def __del__(self) -> None:
+    async def stop(self) -> None:
+        """Let running requests finish (at most `drain_s`), then close everything."""
         if self.watch is not None:
             self.watch.cancel()
         Admit.gate.draining = True
@@ -123,6 +124,13 @@ class Replica:
             await self.peers.stop()
         if self.engine is not None:
             self.engine.shutdown()
+
+
+class Deployed(Replica):
+    """What Ray Serve is given: it stops an object by awaiting its `__del__`, which Python itself calls and forgets."""
+
+    async def __del__(self) -> None:
+        await self.stop()
 
 
 def below(model: Model) -> str:

@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -163,9 +162,8 @@ def start_ray(stack: Stack, folder: Path, tries: int = 3) -> None:
 
 
 @contextmanager
-def local_ray(stack: Stack) -> Iterator[None]:
-    """Start Ray on this machine for one stack, and stop it and remove its files at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="fovea-"))
+def local_ray(stack: Stack, folder: Path) -> Iterator[None]:
+    """Start Ray on this machine for one stack, its files in `folder`; stop it and remove that at the end."""
     os.environ.update(fast_path_environment(folder, *free_ports(3)) | affinity.environment(stack))
     os.environ.update(HARD_DAYS)
     root = str(Path(__file__).resolve().parent.parent)
@@ -264,17 +262,18 @@ def wait_until_answering(stack: Stack, stop: threading.Event, timeout_s: float =
 
 
 def wait_until_told(stack: Stack, stop: threading.Event, timeout_s: float = 60) -> None:
-    """Wait until every front that answers knows the stack's models: ten answers in a row that name them and no others.
+    """Wait until every front that answers knows the stack's models and adapters: ten answers in a row with no others.
 
     Raises:
         CheckFailed: they did not within `timeout_s`.
     """
-    names, deadline, good = {model.name for model in stack.models}, time.monotonic() + timeout_s, 0
+    names, deadline, good = set(stack.names), time.monotonic() + timeout_s, 0
     while good < 10 and not stop.is_set():
         _, body = _get(stack, "/health")
         try:
-            good = good + 1 if set(json.loads(body).get("models", ())) == names else 0
-        except ValueError:
+            told = json.loads(body)
+            good = good + 1 if {*told["models"], *told.get("adapters", ())} == names else 0
+        except (ValueError, TypeError, KeyError):  # no answer, or HAProxy's own
             good = 0
         if time.monotonic() > deadline:
             raise CheckFailed(f"the front did not learn of its models within {timeout_s:g} s", value=body[:200])

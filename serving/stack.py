@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from models.cost.ledger import Tariff
 from models.support.errors import UsageError
+from serving.adapters import Adapter
 from serving.affinity import Affinity
 from serving.batches.section import Batches
 from serving.lane import Lane
@@ -129,6 +130,10 @@ class Model(Section):
     images_per_prompt: int = Field(4, ge=0, description="Most images in one prompt (vLLM's limit_mm_per_prompt).")
     gpus: float = Field(0, ge=0, description="GPUs per replica; 0 serves on CPU.")
     cpu_kv_cache_gib: int = Field(1, ge=1, description="KV cache of one replica on CPU, GiB.")
+    adapters: list[Adapter] = Field(
+        default_factory=list,
+        description="LoRA modules that the same engine serves beside the model; a request names one as its `model`.",
+    )
     boxes: bool = Field(False, description="Add `boxes` to chat answers with `<loc>` tokens (PaliGemma).")
     engine_args: dict[str, Any] = Field(
         default_factory=dict, description="More vLLM engine arguments, by their field name."
@@ -142,6 +147,11 @@ class Model(Section):
                 f"{prefix!r} must be a path like `/name`: letters, digits, `.`, `_` and `-`, no `/` at its end"
             )
         return prefix
+
+    @property
+    def names(self) -> list[str]:
+        """What clients may put into `model`: the base, then its adapters."""
+        return [self.name, *(adapter.name for adapter in self.adapters)]
 
     @property
     def prefix(self) -> str:
@@ -215,6 +225,11 @@ class Stack(Section):
         """Whether the only model answers at `/` itself, without the front."""
         return len(self.models) == 1 and self.front == "auto"
 
+    @property
+    def names(self) -> list[str]:
+        """What clients may put into `model`."""
+        return [name for model in self.models for name in model.names]
+
     @model_validator(mode="after")
     def _open_only_if_asked(self) -> Self:
         if not (self.listen.local or self.listen.public or self.identify):
@@ -226,7 +241,7 @@ class Stack(Section):
 
     @model_validator(mode="after")
     def _tenants_fit(self) -> Self:
-        names = [model.name for model in self.models]
+        names = self.names
         tenants = self.identify.tenants if self.identify else []
         for tenant in tenants:
             unknown = sorted(set(tenant.models or ()) - {*names, NO_MODEL})
@@ -256,7 +271,7 @@ class Stack(Section):
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         for what, values in (
-            ("name", [m.name for m in self.models]),
+            ("name", self.names),
             ("route_prefix", [m.prefix for m in self.models]),
         ):
             twice = sorted({v for v in values if values.count(v) > 1})

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from serving.layers.adapters import Choose
 from serving.layers.admit import Admit
 from serving.layers.batches import BatchesApi
 from serving.layers.boxes import Boxes
@@ -31,6 +32,7 @@ LAYERS: tuple[tuple[Callable[[Stack], object], type[Any]], ...] = (
     (lambda stack: stack.identify, Identify),
     (lambda stack: stack.batches, BatchesApi),
     (lambda stack: True, Admit),
+    (lambda stack: any(model.adapters for model in stack.models), Choose),
     (lambda stack: stack.money, Count),
     (lambda stack: stack.media, Look),
     (lambda stack: stack.admit, Quota),

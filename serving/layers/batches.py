@@ -39,7 +39,7 @@ class BatchesApi:
 
     def __init__(self, app: ASGIApp, stack: Stack, model: Model):
         assert stack.batches is not None
-        self.app, self.section, self.model = app, stack.batches, model.name
+        self.app, self.section, self.model, self.names = app, stack.batches, model.name, model.names
         self.tenants = {tenant.name: tenant for tenant in stack.identify.tenants} if stack.identify else None
         self.runner = Runner(app, stack.batches, model.name, self._identity)
 
@@ -78,7 +78,7 @@ class BatchesApi:
         if self.tenants is None:
             return None
         tenant = self.tenants.get(batch.tenant)
-        if tenant is None or (tenant.models is not None and self.model not in tenant.models):
+        if tenant is None or (tenant.models is not None and not set(self.names) & set(tenant.models)):
             raise LookupError(f"tenant {batch.tenant!r} may not use this model any more")
         return Identity(tenant, batch.key_id, batch.role, "batch")
 

@@ -59,7 +59,7 @@ class Identify:
 
     def __init__(self, app: ASGIApp, stack: Stack, model: Model):
         assert stack.identify is not None
-        self.app, self.model = app, model.name
+        self.app, self.names = app, model.names
         self.open_metrics = stack.identify.open_metrics
         self.ring = Ring(stack.identify)
 
@@ -96,9 +96,10 @@ class Identify:
         if not identity.may(permission):
             raise ApiError(403, f"A key of role {identity.role!r} may not {permission} here.", kind="role_not_allowed")
         allowed = identity.tenant.models
-        if permission == "call" and allowed is not None and self.model not in allowed:
+        # which adapter a request is for stands in its body: the layer `adapters` decides among them
+        if permission == "call" and allowed is not None and not set(self.names) & set(allowed):
             raise ApiError(
-                403, f"Tenant {identity.tenant.name!r} may not use model {self.model!r}.", kind="model_not_allowed"
+                403, f"Tenant {identity.tenant.name!r} may not use model {self.names[0]!r}.", kind="model_not_allowed"
             )
         exchange = exchange_of(scope)
         exchange.identity = identity

@@ -62,7 +62,9 @@ class InLane:
             return
         image = exchange.pictures[0].digest if exchange.pictures else ""
         text = text_of(body)
-        waiter = Waiter(image, text, len(text) // 4 + exchange.image_tokens)
+        # an image's pixels are the same for every adapter, what the engine keeps of a prompt's start is not
+        start = f"{exchange.adapter}\0{text}" if exchange.adapter else text
+        waiter = Waiter(image, start, len(text) // 4 + exchange.image_tokens)
         await receive()  # the body, which the exchange has
         if not await self._enter(waiter, exchange, receive):
             return

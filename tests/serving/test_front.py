@@ -240,7 +240,7 @@ async def test_models_come_and_go(upstream: Upstream) -> None:
     one.reconfigure({})
     assert (await ask(app, {"model": "a"})).error["code"] == "unknown_model"
     assert (await call(app, scope_of("GET", "/metrics"))).status == 400
-    await one.__del__()
+    await one.stop()
 
 
 async def test_nobody_behind() -> None:
@@ -316,3 +316,23 @@ async def test_a_key_reaches_the_models_and_only_the_allowed_are_listed(front: A
     assert await listed() == (401, {"error": {"code": "no_key"}})
     await call(front, scope_of("POST", "/v1/x", JSON, (b"x-api-key", b"k2")), {"model": "a"})
     assert upstream.requests[-1].headers["x-api-key"] == "k2"
+
+
+async def test_an_adapters_requests_go_to_the_model_that_it_stands_beside(upstream: Upstream) -> None:
+    one = Front(front_part(stack(upstream.port)).model_dump(mode="json"))
+    one.reconfigure({"models": ROUTES, "adapters": {"colours": "/b"}})
+    app = await one.__serve_build_asgi_app__()
+    answer = await ask(app, {"model": "colours", "messages": []})
+    assert json.loads(answer.body)["model"] == "b" and json.loads(upstream.bodies[-1])["model"] == "colours"
+    assert json.loads((await call(app, scope_of("GET", "/v1/models/colours"))).body)["model"] == "b"
+    unknown = (await ask(app, {"model": "c"})).error
+    assert unknown["message"].endswith("it serves a, b, colours.")
+    # what is asked of every model is asked once of each
+    before = len(upstream.requests)
+    assert len(json.loads((await call(app, scope_of("GET", "/v1/models"))).body)["data"]) == 2
+    health = json.loads((await call(app, scope_of("GET", "/health"))).body)
+    assert set(health["models"]) == {"a", "b"} and health["adapters"] == ["colours"]
+    assert len(upstream.requests) == before + 4
+    one.reconfigure({"models": ROUTES})
+    assert (await ask(app, {"model": "colours"})).error["code"] == "unknown_model"
+    await one.stop()

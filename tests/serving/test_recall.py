@@ -100,7 +100,7 @@ class House:
         self.stack = Stack.model_validate(data)
         self.app = build_layers(self.engine, self.stack, self.stack.models[0])
         self.layer = next(layer for layer in layers_of(self.app) if isinstance(layer, Recall))
-        self.layer.version = "v1"
+        self.layer.versions = {"": "v1"}
 
     async def ask(self, *headers: tuple[bytes, bytes], path: str = CHAT, **body: Any) -> Answer:
         whole = {"model": "recall-test", "messages": [{"role": "user", "content": "?"}], "temperature": 0, **body}
@@ -549,7 +549,7 @@ async def test_a_purge_reaches_other_replicas_and_what_is_still_being_made(locat
 
 async def test_another_model_version_is_another_answer(location: str) -> None:
     one, two = House(store=location), House(store=location)
-    two.layer.version = "v2"
+    two.layer.versions = {"": "v2"}
     assert [await one.state(), await two.state(), await one.state()] == ["miss", "miss", "hit"]
     for house in (one, two):
         await house.close()

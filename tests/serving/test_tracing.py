@@ -189,7 +189,7 @@ async def test_the_front_passes_the_trace_on(receiver: Receiver) -> None:
     assert Straight.target is not None
     answer = await call(Straight.target, scope_of("POST", CHAT, JSON), {"model": "a", "messages": []})
     assert answer.status == 200
-    await front.__del__()
+    await front.stop()
     assert receiver.path("forward") == [f"POST {CHAT}", "forward"] and receiver.services == {"front"}
     span = receiver.named("forward")
     assert parsed(seen[0]["traceparent"]) == (span.trace_id.hex(), span.span_id.hex(), True)
