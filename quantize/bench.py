@@ -21,43 +21,49 @@ from quantize import artifact
 from quantize.bench_kernels import kernels, print_kernels
 from quantize.bench_make import make, say
 from quantize.bench_speed import speed
-from quantize.bench_stack import ROOT, load, stack
+from quantize.bench_stack import NAME, stack
 from quantize.cli import interruptible
-from quantize.engine import Held
+from quantize.engine import ROOT, Held
 from quantize.gate import GateSettings, run_gate
 from quantize.hardware import find_machine
 from quantize.recovery import shown
 from quantize.run import checkpoint_folder
+from quantize.under_load import load
 
-PARTS = {"kernels": ("kernels",), "speed": ("speed",), "accuracy": ("accuracy", "load")}
+PARTS = {"kernels": "kernels", "speed": "speed", "accuracy": "accuracy", "broken": "broken", "stack": "load"}
 FAMILIES = ("qwen2_5_vl", "paligemma")
-ACCURACY = (("w8a8", "gptq"), ("w4a16", "gptq"), ("w4a16", "awq"), ("nf4", "rtn"))
+# scheme, method, the tower too
+ACCURACY = (("w8a8", "gptq", False), ("w4a16", "gptq", False), ("w4a16", "awq", False), ("nf4", "rtn", False))
+# what the gate is there for: a tower quantized by force, as mildly and as badly as can be, and 2 bits
+BROKEN = (("w8a8", "rtn", True), ("w4a16", "rtn", True), ("w2-trial", "rtn", False), ("w2-trial", "rtn", True))
 # AWQ's checkpoint has GPTQ's format and kernels: one of them is load-tested
 LOADED = (None, ("w8a8", "gptq"), ("w4a16", "gptq"), ("nf4", "rtn"))
 LOAD = {"concurrency": 8, "seconds": 20, "slo_ms": 500}
 
 
-def accuracy(out: Path, limit: int | None) -> list[dict[str, Any]]:
-    """Return the gate's figures of every scheme of `ACCURACY` on both embedded checkpoints."""
-    rows = []
-    for family in FAMILIES:
-        for scheme, method in ACCURACY:
-            name = f"{scheme}-{method}"
+def accuracy(
+    out: Path, limit: int | None, families: list[str], tried: tuple[tuple[str, str, bool], ...], kept: Path
+) -> list[dict[str, Any]]:
+    """Return the gate's figures of every try on the embedded checkpoints; `kept` holds those of earlier calls."""
+    rows = _known(kept)
+    for family in families:
+        for scheme, method, vision in tried:
+            name = f"{scheme}-{method}{'-tower' if vision else ''}"
             folder, gate = out / family / name, out / family / f"{name}-gate"
             with Held(gate / "candidate.log") as held:
-                manifest = make(folder, f"embedded:{family}", scheme, method, held)
+                manifest = make(folder, f"embedded:{family}", scheme, method, held, vision=vision)
                 settings = GateSettings(
                     parent=f"embedded:{family}",
                     candidate=folder,
                     golden="easy-vqa",
                     out=gate,
                     limit=limit,
-                    parent_out=out / family / "parent",
                 )
                 report = run_gate(settings, say, held)
+            rows = [r for r in rows if (r["family"], r["scheme"]) != (family, name)]
             rows.append(_row(family, name, manifest, report))
-            write_json(out / "accuracy.json", rows)
-            say(f"{family} {name}: {report['verdict']['outcome']}")
+            write_json(kept, {"versions": versions(), "rows": rows})
+            say(f"{family} {name}: {report['verdict']['sentence']}")
     return rows
 
 
@@ -71,6 +77,7 @@ def _row(family: str, name: str, manifest: dict[str, Any], report: dict[str, Any
         "quantized_ratio": manifest["size"]["quantized_ratio"],
         "size_ratio": manifest["size"]["ratio"],
         "outcome": report["verdict"]["outcome"],
+        "failed_categories": report["verdict"]["failed_categories"],
         "recovery": report["recovery"],
         "by_category": {n: g["recovery"] for n, g in report["by_category"].items()},
         "divergence": report["divergence_nats"],
@@ -84,14 +91,14 @@ def _row(family: str, name: str, manifest: dict[str, Any], report: dict[str, Any
     }
 
 
-def load_tested(out: Path) -> list[dict[str, Any]]:
+def load_tested(out: Path, families: list[str]) -> list[dict[str, Any]]:
     """Return the load test of the whole stack on each embedded checkpoint and its parent, one served at a time.
 
     The checkpoints of `accuracy` are made unless they are there.
     """
     kept = out / "load.json"
     rows = _known(kept)
-    for family in FAMILIES:
+    for family in families:
         parent = checkpoint_folder(f"embedded:{family}")
         for chosen in LOADED:
             name = "bf16" if chosen is None else "-".join(chosen)
@@ -103,7 +110,7 @@ def load_tested(out: Path) -> list[dict[str, Any]]:
             say(f"{family} {name} in the stack")
             place = out / family / f"{name}-load"
             with stack(folder, place / "serve.log", chosen[0] if chosen else None) as url:
-                found = load(url, place, **LOAD)
+                found = load(url, NAME, place, **LOAD)
             rows.append({"family": family, "scheme": name, "files": artifact.files_of(folder), **found})
             write_json(kept, {"versions": versions(), "rows": rows})
     return rows
@@ -133,15 +140,9 @@ def print_tables(result: dict[str, Any]) -> None:
         for name, s in sizes.items():
             more = f"{s['ratio']:.3f} | {s['quantized_ratio']:.3f} | {s['seconds']:.0f}" if "ratio" in s else "1 | 1 | "
             print(f"| {name} | {s['bytes'] / 1e6:.1f} | {more} |")
-    if "accuracy" in result:
-        print("\n| model | scheme | verdict | recovery (95 % interval) | n | lost/won | quantized part | made in |")
-        print("|---|---|---|---|---|---|---|---|")
-        for r in result["accuracy"]:
-            f = r["recovery"]
-            print(
-                f"| {r['family']} | {r['scheme']} | {r['outcome']} | {shown(f)} | {f['n']} | {r['lost']}/{r['won']} "
-                f"| {r['quantized_ratio']:.3f} | {r['seconds']:.0f} s |"
-            )
+    for part in ("accuracy", "broken"):
+        if part in result:
+            _print_gated(result[part])
     if "load" in result:
         print(f"\n| model | checkpoint | requests/s | p50, ms | p95, ms | within {LOAD['slo_ms']:g} ms, /s | right |")
         print("|---|---|---|---|---|---|---|")
@@ -149,6 +150,19 @@ def print_tables(result: dict[str, Any]) -> None:
             figures = [r["requests_per_s"], r["latency_ms"]["p50"], r["latency_ms"]["p95"], r["goodput"]]
             right = _figure(r["accuracy"], 3)
             print(f"| {r['family']} | {r['scheme']} | {' | '.join(_figure(f, 1) for f in figures)} | {right} |")
+
+
+def _print_gated(rows: list[dict[str, Any]]) -> None:
+    head = "model | scheme | parent, candidate right | recovery (95 % interval) | lost / won | KL, nats"
+    print(f"\n| {head} | quantized part, whole | verdict | made in |")
+    print("|---" * 9 + "|")
+    for r in rows:
+        right = ", ".join(f"{r['accuracy'][s]['value']:.4f}" for s in ("parent", "candidate"))
+        failed = f": {', '.join(r['failed_categories'])}" if r["failed_categories"] else ""
+        size = f"{r['quantized_ratio']:.3f}, {r['size_ratio']:.3f}"
+        kl = "" if r["divergence"]["value"] is None else f"{r['divergence']['value']:.2g}"
+        told = [r["family"], r["scheme"], right, shown(r["recovery"]), f"{r['lost']} / {r['won']}", kl, size]
+        print(f"| {' | '.join(told)} | {r['outcome']}{failed} | {r['seconds']:.0f} s |")
 
 
 def _figure(found: dict[str, Any], digits: int) -> str:
@@ -168,6 +182,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--stack", action="store_true", help="measure decode speed with the whole stack in front, too")
     parser.add_argument("--limit", type=int, help="golden items of the accuracy part (all 9,673)")
+    parser.add_argument("--family", choices=FAMILIES, nargs="+", default=list(FAMILIES), help="embedded models to do")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench" / "quantize")
     args = parser.parse_args()
     result: dict[str, Any] = {
@@ -179,11 +194,12 @@ def main() -> int:
     measures = {
         "kernels": kernels,
         "speed": lambda: speed(args.out, args.rounds, args.batch, args.stack),
-        "accuracy": lambda: accuracy(args.out, args.limit),
-        "load": lambda: load_tested(args.out),
+        "accuracy": lambda: accuracy(args.out, args.limit, args.family, ACCURACY, args.out / "accuracy.json"),
+        "broken": lambda: accuracy(args.out, args.limit, args.family, BROKEN, args.out / "broken.json"),
+        "load": lambda: load_tested(args.out, args.family),
     }
-    for name in (n for part in (PARTS if args.part == "all" else [args.part]) for n in PARTS[part]):
-        result[name] = measures[name]()
+    for part in PARTS if args.part == "all" else [args.part]:
+        result[PARTS[part]] = measures[PARTS[part]]()
     write_json(args.out / f"report-{args.part}.json", result)
     print_tables(result)
     say(f"kept in {args.out}")

@@ -17,10 +17,16 @@ def say(text: str) -> None:
     print(f"bench-quantize: {text}", file=sys.stderr, flush=True)
 
 
-def make(out: Path, model: str, scheme: str, method: str, held: Held | None = None) -> dict[str, Any]:
-    """Return the manifest of a quantized checkpoint, made unless it is there; `held` as in `quantize`."""
+def make(
+    out: Path, model: str, scheme: str, method: str, held: Held | None = None, *, vision: bool = False
+) -> dict[str, Any]:
+    """Return the manifest of a quantized checkpoint, made unless it is there; `held` as in `quantize`.
+
+    `vision`: the tower too.  Raises UsageError and CheckFailed as `quantize`.
+    """
     if artifact.is_artifact(out):
         return artifact.read_manifest(out)
-    say(f"{scheme} by {method} of {model}")
+    say(f"{scheme} by {method} of {model}{', tower too' if vision else ''}")
     data = "easy-vqa-train" if find_scheme(scheme).needs_calibration(method) else None
-    return quantize(RunSettings(model=model, out=out, scheme=scheme, method=method, calibration=data), say, held)
+    settings = RunSettings(model=model, out=out, scheme=scheme, method=method, calibration=data, vision=vision)
+    return quantize(settings, say, held)

@@ -46,6 +46,8 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-model-len", type=int, default=2048, help="context that the engine serves (2048)")
     parser.add_argument("--kv-gib", type=int, default=1, help="KV cache on a CPU, GiB (1)")
     parser.add_argument("--kv-dtype", choices=("auto", "fp8"), default="auto", help="KV cache: 16 bits (auto) or fp8")
+    text = "more of vLLM's own arguments, for both sides: --engine-args='--tensor-parallel-size 2'"
+    parser.add_argument("--engine-args", metavar="WORDS", default="", help=text)
 
 
 def _add_golden(parser: argparse.ArgumentParser, required: bool) -> None:
@@ -53,8 +55,11 @@ def _add_golden(parser: argparse.ArgumentParser, required: bool) -> None:
     parser.add_argument("--limit", type=int, help="compare on that many items, drawn by the seed")
     parser.add_argument("--concurrency", type=int, default=32, help="requests in flight (32)")
     parser.add_argument("--thresholds", type=Path, metavar="FILE", help="limits other than the shipped ones (YAML)")
-    parser.add_argument("--slo-ms", type=float, help="longest latency of a good answer: adds goodput to the report")
+    text = "longest latency of a good answer: adds goodput and the highest rate that keeps it (minutes a side)"
+    parser.add_argument("--slo-ms", type=float, help=text)
     parser.add_argument("--usd-per-hour", type=float, help="price of the serving machine: adds $/query to the report")
+    text = "where parents' answers are kept: each is asked once (parents, beside the report's folder)"
+    parser.add_argument("--parents", type=Path, metavar="DIR", help=text)
 
 
 def _add_register(parser: argparse.ArgumentParser) -> None:

@@ -24,9 +24,14 @@ from pathlib import Path
 
 from models.support.errors import CheckFailed, UsageError
 
+ROOT = Path(__file__).resolve().parent.parent
 READY_S = 900.0
+# the stack's way to run vLLM's worker on a CPU: in the engine's process (named, not imported: vLLM loads it)
+IN_PROCESS = "serving.executor.InProcess"
+PARALLEL = ("--tensor-parallel-size", "-tp", "--distributed-executor-backend")
 _KERNEL = re.compile(r"(?:Using|Selected) (\w+Kernel\w*) for (\w+)")
 _LOADED = re.compile(r"Model loading took ([\d.]+) GiB")
+_ROOM = re.compile(r"KV cache size: ([\d,]+) tokens")
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,11 @@ class EngineSettings:
 
 @dataclass
 class Served:
-    """A running engine.  `kernels`: layer kind -> kernel, as vLLM logged it; `weights_gib` likewise, where it does."""
+    """A running engine.
+
+    `kernels`: layer kind -> kernel, as vLLM logged it; `weights_gib` (memory of the weights) and `kv_tokens` (tokens
+    that its KV cache holds) likewise, where it does.
+    """
 
     url: str
     name: str
@@ -65,6 +74,7 @@ class Served:
     start_s: float
     kernels: dict[str, str] = field(default_factory=dict)
     weights_gib: float | None = None
+    kv_tokens: int | None = None
 
     def memory_bytes(self) -> int:
         """Return the memory of the engine's processes: proportional set size, KV cache included."""
@@ -88,9 +98,34 @@ def command(model: Path, name: str, port: int, settings: EngineSettings) -> list
     words += ["--limit-mm-per-prompt", json.dumps({"image": 4, "video": 0}), "--kv-cache-dtype", settings.kv_dtype]
     if settings.max_model_len is not None:
         words += ["--max-model-len", str(settings.max_model_len)]
-    if not Path("/dev/nvidiactl").exists() and shutil.which(os.environ.get("CXX", "g++")) is None:
-        words.append("--enforce-eager")  # torch.compile on a CPU needs a C++ compiler
+    if not _has_gpu():
+        if shutil.which(os.environ.get("CXX", "g++")) is None:
+            words.append("--enforce-eager")  # torch.compile on a CPU needs a C++ compiler
+        if not any(word.startswith(PARALLEL) for word in settings.arguments):
+            words += ["--distributed-executor-backend", IN_PROCESS]
     return [*words, *settings.arguments]
+
+
+def _has_gpu() -> bool:
+    return Path("/dev/nvidiactl").exists()
+
+
+def environment(settings: EngineSettings) -> dict[str, str]:
+    """Return the variables of an engine's processes, as the stack sets them."""
+    found = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_gib),
+    }
+    if not _has_gpu():
+        # vLLM 0.29 cannot load what it compiled for a CPU ahead of time, and compiles at every start; inductor's own
+        # cache works
+        found["VLLM_USE_AOT_COMPILE"] = "0"
+        cache = Path(os.environ.get("VLLM_CACHE_ROOT") or Path.home() / ".cache" / "vllm")
+        found.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
+    return found
 
 
 def end_with_parent() -> None:
@@ -115,12 +150,6 @@ def served(model: Path, name: str, log: Path, settings: EngineSettings | None = 
     """
     settings = settings or EngineSettings()
     port = free_port()
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_gib),
-    }
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with log.open("w") as file:
@@ -129,7 +158,7 @@ def served(model: Path, name: str, log: Path, settings: EngineSettings | None = 
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env=environment(settings),
             start_new_session=True,
             preexec_fn=end_with_parent,
         )
@@ -138,8 +167,9 @@ def served(model: Path, name: str, log: Path, settings: EngineSettings | None = 
             engine = Served(f"http://127.0.0.1:{port}/v1", name, process.pid, time.monotonic() - started)
             text = log.read_text("utf-8", "replace")
             engine.kernels = {layer: kernel for kernel, layer in _KERNEL.findall(text)}
-            loaded = _LOADED.search(text)
+            loaded, room = _LOADED.search(text), _ROOM.search(text)
             engine.weights_gib = float(loaded.group(1)) if loaded else None
+            engine.kv_tokens = int(room.group(1).replace(",", "")) if room else None
             yield engine
         finally:
             end(process)

@@ -1,14 +1,17 @@
 """The gate: parent and candidate served by the same vLLM, the same items, paired; may the candidate replace the parent?
 
-One side is served after the other, never both at once.  What a side gave is kept in the output folder, so an
-interrupted gate continues, and a ladder asks the parent once.
+One side is served after the other, never both at once.  What a side gave is kept, so an interrupted gate continues;
+what a parent gave is kept by its content, so that every candidate of one parent is compared with the same answers.
 """
 
 from __future__ import annotations
 
+import datetime as dt
+import fcntl
+import hashlib
 import shutil
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ import orjson
 
 from models.evaluation import EvaluationSettings, evaluate
 from models.evaluation.compare import Evaluated, read_evaluation
-from models.evaluation.context import versions
+from models.evaluation.context import hardware, versions
 from models.golden import GoldenItem, load_golden
 from models.support.errors import CheckFailed, UsageError
 from models.support.files import write_json
@@ -26,7 +29,8 @@ from quantize.engine import EngineSettings, Held, Served, served
 from quantize.probe import Probe, picture_share, probe
 from quantize.run import checkpoint_folder, engine_for
 from quantize.schemes import SCHEMES
-from quantize.scope import read_headers
+from quantize.scope import bytes_by_part
+from quantize.under_load import highest_rate
 from quantize.verdict import load_thresholds
 
 PROBED = 200
@@ -37,8 +41,9 @@ Say = Callable[[str], None]
 class GateSettings:
     """One comparison.  `usd_per_hour`: of the machine that serves, for $/query; None leaves money out.
 
-    `slo_ms`: longest latency of a good answer, for goodput (answers a second within it); None leaves it out.
-    `parent_out`: where the parent's answers are kept, `out/parent` by default; a ladder keeps them once for all rungs.
+    `slo_ms`: longest latency of a good answer: the highest rate that keeps it is searched, and the gate's own load is
+    judged by it (goodput); None leaves both out.
+    `parents`: where parents' answers are kept by content, the folder `parents` beside `out` by default.
     """
 
     parent: str
@@ -52,7 +57,7 @@ class GateSettings:
     thresholds: Path | None = None
     usd_per_hour: float | None = None
     slo_ms: float | None = None
-    parent_out: Path | None = None
+    parents: Path | None = None
     engine: EngineSettings = field(default_factory=EngineSettings)
 
     def __post_init__(self) -> None:
@@ -136,47 +141,118 @@ def one_side(
     running: Served | None = None,
 ) -> Side:
     """Serve one checkpoint (unless `running` does), evaluate and probe it; or read back what an earlier call kept."""
-    place = settings.parent_out if name == "parent" and settings.parent_out else settings.out / name
-    identity = {
+    identity = identity_of(folder, settings, engine)
+    place = settings.out / name
+    if name == "parent":
+        place = (settings.parents or settings.out.parent / "parents") / key_of(identity)
+    with _alone(place, say) if name == "parent" else nullcontext():
+        known = _read(place / "identity.json") == identity
+        facts = _read(place / "side.json") if known else None
+        rate = _read(place / "rate.json") if known and settings.slo_ms is not None else None
+        wants_rate = settings.slo_ms is not None and (rate or {}).get("slo_ms") != settings.slo_ms
+        if facts is not None and not wants_rate:
+            say(f"{name}: measured before, {facts['facts']['measured']}")
+            return _side(place, facts, rate)
+        # an evaluation goes on only with the folder that it began with: a checkpoint is proven before it has its name
+        begun = (_read(place / "run.json") or {}).get("root") or str(folder)
+        if not known or (facts is None and (running is not None or begun != str(folder))):
+            shutil.rmtree(place, ignore_errors=True)
+            write_json(place / "identity.json", identity)
+        with ExitStack() as stack:
+            if running is None:
+                say(f"{name}: starting vLLM on {folder.name}")
+                running = stack.enter_context(served(folder, name, settings.out / f"{name}.log", engine))
+            if facts is None:
+                facts = _measure(name, folder, place, items, settings, running, say)
+            if wants_rate:
+                rate = _search_rate(name, place, settings, running, say)
+    return _side(place, facts, rate)
+
+
+def _measure(
+    name: str, folder: Path, place: Path, items: list[GoldenItem], settings: GateSettings, engine: Served, say: Say
+) -> dict[str, Any]:
+    """Ask a served checkpoint everything; keep and return what it gave.  Raises CheckFailed when it stops answering."""
+    say(f"{name}: {len(items)} items, {settings.concurrency} at a time")
+    report = evaluate(settings.evaluation(engine.url, name, place))
+    if report["run"]["stopped"] is not None:
+        raise CheckFailed(f"{name}: {report['run']['stopped']}", field="engine")
+    say(f"{name}: first tokens, one at a time")
+    probed = probe(engine.url, name, distinct_pictures(items, PROBED))
+    parts = bytes_by_part(folder)
+    measured = {
+        "folder": str(folder),
+        "files": artifact.files_of(folder),
+        "evaluation": str(place.resolve()),
+        "measured": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "start_s": round(engine.start_s, 1),
+        "kernels": engine.kernels,
+        "memory_bytes": engine.memory_bytes(),
+        "weights_gib": engine.weights_gib,
+        "kv_tokens": engine.kv_tokens,
+        "bytes": sum(parts.values()),
+        "bytes_by_part": parts,
+        "picture": picture_share(probed),
+        "picture_note": probed.text_note,
+    }
+    found = {"facts": measured, "probe": probed.as_dict()}
+    write_json(place / "side.json", found)
+    return found
+
+
+def _search_rate(name: str, place: Path, settings: GateSettings, engine: Served, say: Say) -> dict[str, Any]:
+    """Search the highest rate that keeps the SLO; keep and return it.  Raises CheckFailed as `highest_rate`."""
+    assert settings.slo_ms is not None
+    say(f"{name}: searching the highest rate with P95 under {settings.slo_ms:g} ms (a minute or more)")
+    near = read_evaluation(place).report["run"]["requests_per_s"]
+    found = highest_rate(
+        engine.url,
+        name,
+        settings.golden,
+        place / "rate",
+        slo_ms=settings.slo_ms,
+        near=near,
+        max_tokens=settings.max_tokens,
+        seed=settings.seed,
+    )
+    write_json(place / "rate.json", found)
+    return found
+
+
+def _side(place: Path, facts: dict[str, Any], rate: dict[str, Any] | None) -> Side:
+    return Side(read_evaluation(place), {**facts["facts"], "rate_at_slo": rate}, Probe(**facts["probe"]))
+
+
+def identity_of(folder: Path, settings: GateSettings, engine: EngineSettings) -> dict[str, Any]:
+    """Return everything that what a side gives depends on: weights, questions, engine, machine."""
+    machine = {k: v for k, v in hardware().items() if k in ("cpu", "cores", "memory_gib")}
+    return {
         **settings.asked,
         "files": artifact.files_of(folder),
         "digest": load_golden(settings.golden).digest,
         "engine": asdict(engine) | {"arguments": list(engine.arguments)},
         "vllm": {k: v for k, v in versions().items() if k.startswith("vllm")},
+        "machine": machine,
     }
-    known = _read(place / "identity.json") == identity
-    facts = _read(place / "side.json") if known else None
-    if facts is not None:
-        say(f"{name}: measured before")
-        return Side(read_evaluation(place), facts["facts"], Probe(**facts["probe"]))
-    if not known:
-        if (place / "identity.json").exists():
-            shutil.rmtree(place)  # of another comparison
-        write_json(place / "identity.json", identity)
-    with ExitStack() as stack:
-        if running is None:
-            say(f"{name}: starting vLLM on {folder.name}")
-            running = stack.enter_context(served(folder, name, settings.out / f"{name}.log", engine))
-        say(f"{name}: {len(items)} items, {settings.concurrency} at a time")
-        report = evaluate(settings.evaluation(running.url, name, place))
-        if report["run"]["stopped"] is not None:
-            raise CheckFailed(f"{name}: {report['run']['stopped']}", field="engine")
-        say(f"{name}: first tokens, one at a time")
-        probed = probe(running.url, name, distinct_pictures(items, PROBED))
-        measured = {
-            "folder": str(folder),
-            "files": identity["files"],
-            "evaluation": str(place.resolve()),
-            "start_s": round(running.start_s, 1),
-            "kernels": running.kernels,
-            "memory_bytes": running.memory_bytes(),
-            "weights_gib": running.weights_gib,
-            "bytes": sum(t.size for t in read_headers(folder).values()),
-            "picture": picture_share(probed),
-            "picture_note": probed.text_note,
-        }
-    write_json(place / "side.json", {"facts": measured, "probe": probed.as_dict()})
-    return Side(read_evaluation(place), measured, probed)
+
+
+def key_of(identity: dict[str, Any]) -> str:
+    """Return the folder name that a parent's answers have: a digest of their identity."""
+    return hashlib.sha256(orjson.dumps(identity, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+@contextmanager
+def _alone(place: Path, say: Say) -> Iterator[None]:
+    """Hold a place alone: two gates of one parent measure it once, one after the other."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    path = place.with_name(f".{place.name}.lock")
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting: another gate measures {place}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -10,13 +10,13 @@ from models.evaluation.page import card_grid, interval, percent
 from models.golden import GoldenItem
 from models.support.files import atomic_write
 from models.support.html import Axis, Page, Series, bars, cdf, details, line, table
+from quantize.gate_rows import SIDES, speed_rows
 
 if TYPE_CHECKING:
     from quantize.gate import Side
 
 SHOWN_FLIPS = 12
 KINDS = {"pass": "ok", "fail": "bad", "not enough items": "warn"}
-SIDES = ("parent", "candidate")
 
 
 def write_page(
@@ -133,35 +133,11 @@ def _speed(page: Page, report: Mapping[str, Any], sides: Mapping[str, Side]) -> 
         f"{report['sides']['parent']['concurrency']} requests in flight, closed loop, engine and client on one machine."
     )
     page.section("Speed, memory, money", load)
-    rows: list[list[object]] = []
-    figures = [report["sides"][s] for s in SIDES]
-
-    def row(name: str, texts: list[str]) -> None:
-        rows.append([name, *texts])
-
-    for p in ("p50", "p95", "p99"):
-        row(f"latency {p}", [_ms(f["latency_ms"][p]) for f in figures])
-    row(
-        "requests a second",
-        ["not measured" if f["requests_per_s"] is None else f"{f['requests_per_s']:.1f}" for f in figures],
-    )
-    if figures[0]["slo_ms"] is not None:
-        slo = f"{figures[0]['slo_ms']:g} ms"
-        row(f"answers within {slo}", [f"{percent(f['within_slo'])} ({interval(f['within_slo'])})" for f in figures])
-        goodput = [f["goodput_per_s"] for f in figures]
-        row(f"goodput within {slo}, 1/s", ["not measured" if g is None else f"{g:.1f}" for g in goodput])
-    row("first token alone, p50", ["" if f["first_token_ms"] is None else _ms(f["first_token_ms"]) for f in figures])
-    row("of it, the picture", [_picture(f) for f in figures])
-    row("engine memory", [f"{f['memory_bytes'] / 2**30:.2f} GiB" for f in figures])
-    row("checkpoint", [f"{f['bytes'] / 1e6:.2f} MB" for f in figures])
-    row("kernels that vLLM logged", [", ".join(sorted(set(f["kernels"].values()))) or "none" for f in figures])
-    if figures[0]["usd_per_query"] is not None:
-        row("$ per 1,000 queries", [_usd(f["usd_per_query"], 1000) for f in figures])
-        row("$ per 1,000 right answers", [_usd(f["usd_per_right_answer"], 1000) for f in figures])
-    page.add(table(["", *SIDES], rows))
+    page.add(table(["", *SIDES], [[row.name, *row.texts] for row in speed_rows(report)]))
     page.text(
         "The picture's part is the first token's time less that of a text prompt of as many tokens: decoding, "
-        "preprocessing and the vision encoder, which stay in 16 bits.",
+        "preprocessing and the vision encoder, which quantization leaves alone. A parent is asked once for all its "
+        "candidates: compare latencies that were measured close together.",
         note=True,
     )
     samples: dict[str, Sequence[float]] = {
@@ -169,21 +145,6 @@ def _speed(page: Page, report: Mapping[str, Any], sides: Mapping[str, Side]) -> 
     }
     if all(samples.values()):
         page.add(cdf(samples, title="Latency of all answers", x=Axis("ms"), tail=True))
-
-
-def _ms(figure: Mapping[str, Any]) -> str:
-    return "n too small" if figure["value"] is None else f"{figure['value']:.1f} ms"
-
-
-def _usd(value: float | None, times: int) -> str:
-    return "not measured" if value is None else f"${times * value:.5f}"
-
-
-def _picture(figure: Mapping[str, Any]) -> str:
-    found = figure["picture"]
-    if found is None:
-        return str(figure["picture_note"] or "not measured")
-    return f"{found['picture_ms']:.1f} ms, {100 * found['share']:.0f} % (n = {found['n']})"
 
 
 def _modules(page: Page, manifest: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from models.evaluation.context import command, hardware, versions
 from models.evaluation.score import is_right
 from models.golden import GoldenItem
 from models.stats import mcnemar, paired_difference, quantile, wilson
+from quantize.gate_rows import speed_rows
 from quantize.probe import divergence
 from quantize.recovery import recovery, shown
 from quantize.verdict import Thresholds, decide
@@ -100,6 +101,7 @@ def describe_side(settings: GateSettings, side: Side, items: list[GoldenItem], r
     per_query = None
     if settings.usd_per_hour is not None and rate:
         per_query = settings.usd_per_hour / 3600 / rate
+    kept = facts["rate_at_slo"]["certified_per_s"] if facts["rate_at_slo"] else None
     within = None
     if settings.slo_ms is not None:
         within = wilson(sum(x <= settings.slo_ms for x in times), len(items))  # without an answer: not within
@@ -118,6 +120,7 @@ def describe_side(settings: GateSettings, side: Side, items: list[GoldenItem], r
         "first_token_ms": quantile(side.probe.picture_ms, 0.5).as_dict() if side.probe.picture_ms else None,
         "usd_per_hour": settings.usd_per_hour,
         "usd_per_query": per_query,
+        "usd_per_query_at_slo": settings.usd_per_hour / 3600 / kept if settings.usd_per_hour and kept else None,
         "usd_per_right_answer": per_query / accuracy.value if per_query and accuracy.value else None,
     }
 
@@ -144,10 +147,9 @@ def print_gate(report: dict[str, Any], out: Path) -> None:
     kl = report["divergence_nats"]
     if kl["value"] is not None:
         print(f"divergence  {kl['value']:.2g} nats ({kl['low']:.2g} to {kl['high']:.2g}), n = {kl['n']}")
-    for name, side in report["sides"].items():
-        p95 = side["latency_ms"]["p95"]["value"]
-        rate = "" if side["requests_per_s"] is None else f", {side['requests_per_s']:.1f} requests/s"
-        time = "p95 n too small" if p95 is None else f"p95 {p95:.1f} ms"
-        good = "" if side["goodput_per_s"] is None else f", {side['goodput_per_s']:.1f}/s within {side['slo_ms']:g} ms"
-        print(f"{name:<12}{side['accuracy']['value']:.4f}, {time}{rate}{good}, {side['bytes'] / 1e6:.2f} MB")
+    from models.support.terminal import print_table
+
+    print()
+    print_table(["", *report["sides"]], [[row.name, *row.texts] for row in speed_rows(report)])
+    print()
     print(f"report      {out / 'report.html'}")

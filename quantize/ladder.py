@@ -83,7 +83,7 @@ def climb(args: argparse.Namespace, rungs: list[Rung], say: Say) -> dict[str, An
             say(f"rung {rung.name} left out: no pairs of layers are known for {architecture}")
             continue
         say(f"rung {rung.name}")
-        comparison = gate_settings(args, folder, out / f"{rung.name}-gate", out / "parent")
+        comparison = gate_settings(args, folder, out / f"{rung.name}-gate")
         with Held(comparison.out / "candidate.log") as held:
             if not (artifact.is_artifact(folder) and artifact.read_manifest(folder)["parent"]["files"] == parent_files):
                 chosen = {"scheme": rung.scheme, "method": rung.method, "group": rung.group}
@@ -98,6 +98,8 @@ def climb(args: argparse.Namespace, rungs: list[Rung], say: Say) -> dict[str, An
                 "sentence": report["verdict"]["sentence"],
                 "recovery": report["recovery"],
                 "size_ratio": report["figures"]["size_ratio"],
+                "failed_categories": report["verdict"]["failed_categories"],
+                "figures": {name: figures_of(side) for name, side in report["sides"].items()},
             }
         )
         if report["verdict"]["outcome"] == "pass":
@@ -108,10 +110,43 @@ def climb(args: argparse.Namespace, rungs: list[Rung], say: Say) -> dict[str, An
     return {"kind": "quantization-ladder", "passed": passed, "steps": steps}
 
 
+def figures_of(side: dict[str, Any]) -> dict[str, Any]:
+    """Return what a rung's row says of one side: speed, memory, money."""
+    rate = side["rate_at_slo"]
+    return {
+        "latency_p95_ms": side["latency_ms"]["p95"]["value"],
+        "requests_per_s": side["requests_per_s"],
+        "rate_at_slo_per_s": rate["certified_per_s"] if rate else None,
+        "memory_bytes": side["memory_bytes"],
+        "picture_share": side["picture"]["share"] if side["picture"] else None,
+        "usd_per_query": side["usd_per_query"],
+    }
+
+
 def print_ladder(result: dict[str, Any], out: Path) -> None:
-    """Print a line per rung, and which one passed."""
-    for step in result["steps"]:
-        value = shown(step["recovery"])
-        print(f"{step['rung']:<18}{step['outcome']:<18}recovery {value}, {100 * step['size_ratio']:.0f} % of the size")
+    """Print a line per rung (the parent's first), and which one passed."""
+    from models.support.terminal import print_table
+
+    steps = result["steps"]
+    head = ["rung", "verdict", "recovery", "size", "p95 ms", "1/s", "1/s in SLO", "memory GiB", "$/1,000"]
+    rows = [["parent", "", "", "1.00", *_cells(steps[0]["figures"]["parent"])]] if steps else []
+    for step in steps:
+        failed = f" ({', '.join(step['failed_categories'])})" if step["failed_categories"] else ""
+        told = [step["rung"], step["outcome"] + failed, shown(step["recovery"]), f"{step['size_ratio']:.2f}"]
+        rows.append([*told, *_cells(step["figures"]["candidate"])])
+    print_table(head, rows)
     passed = result["passed"]
     print(f"passed            {passed if passed else 'none'}: {out / passed if passed else 'keep the parent'}")
+
+
+def _cells(figures: dict[str, Any]) -> list[str]:
+    def text(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    return [
+        text(figures["latency_p95_ms"], ".1f"),
+        text(figures["requests_per_s"], ".1f"),
+        text(figures["rate_at_slo_per_s"], ".1f"),
+        f"{figures['memory_bytes'] / 2**30:.2f}",
+        text(figures["usd_per_query"] and 1000 * figures["usd_per_query"], ".5f"),
+    ]

@@ -202,6 +202,21 @@ def part_of(family: Family, name: str) -> str:
     return "other"
 
 
+def bytes_by_part(folder: Path) -> dict[str, int]:
+    """Return the bytes of a checkpoint's tensors, quantized or not, by the part of the model that they belong to.
+
+    Raises:
+        UsageError: not a checkpoint, or of no family of the catalog.
+    """
+    config = {k: v for k, v in read_config(folder).items() if k != "quantization_config"}
+    _, family = family_of(config, str(folder))
+    found: dict[str, int] = {}
+    for name, info in read_headers(folder).items():
+        part = part_of(family, name)
+        found[part] = found.get(part, 0) + info.size
+    return dict(sorted(found.items()))
+
+
 def _matches(name: str, patterns: list[str]) -> bool:
     """Whether a pattern finds the name as it is, or as transformers 5 has it."""
     return any(re.search(p, n) for p in patterns for n in (name, module_name(short_name(name))))

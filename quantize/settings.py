@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
+from models.support.errors import UsageError
 from quantize.engine import EngineSettings
 from quantize.gate import GateSettings
 from quantize.run import RunSettings
 
 
 def engine_settings(args: argparse.Namespace) -> EngineSettings:
-    """Return how both sides of a comparison are served."""
-    return EngineSettings(max_model_len=args.max_model_len, kv_gib=args.kv_gib, kv_dtype=args.kv_dtype)
+    """Return how both sides of a comparison are served.  Raises UsageError for an argument that is no command line."""
+    try:
+        more = tuple(shlex.split(args.engine_args))
+    except ValueError as error:
+        raise UsageError(str(error), field="engine-args", value=args.engine_args, fix="close the quotes") from error
+    return EngineSettings(max_model_len=args.max_model_len, kv_gib=args.kv_gib, kv_dtype=args.kv_dtype, arguments=more)
 
 
 def run_settings(args: argparse.Namespace, **chosen: Any) -> RunSettings:
@@ -31,7 +37,7 @@ def run_settings(args: argparse.Namespace, **chosen: Any) -> RunSettings:
     )
 
 
-def gate_settings(args: argparse.Namespace, candidate: Path, out: Path, parent_out: Path | None = None) -> GateSettings:
+def gate_settings(args: argparse.Namespace, candidate: Path, out: Path) -> GateSettings:
     """Return the settings of one comparison.  Raises UsageError as `GateSettings`."""
     return GateSettings(
         parent=args.model,
@@ -44,6 +50,6 @@ def gate_settings(args: argparse.Namespace, candidate: Path, out: Path, parent_o
         thresholds=args.thresholds,
         usd_per_hour=args.usd_per_hour,
         slo_ms=args.slo_ms,
-        parent_out=parent_out,
+        parents=args.parents,
         engine=engine_settings(args),
     )

@@ -18,12 +18,13 @@ from typing import Any
 from models.proof.tiny import RECIPES, Recipe
 
 QUESTION = "What is the total?"
-PICTURE_SIDE = 224
+PICTURE_SIDE, SIDES = 224, ("width", "height")
 ANSWER_TOKENS = 4  # one of the prompt, and three that need the cache
 ENGINE: dict[str, Any] = {
     "enforce_eager": True,  # compiling would take most of the time and proves nothing about the architecture
     "max_model_len": 4096,
     "max_num_seqs": 2,
+    "kv_cache_memory_bytes": 64 * 2**20,  # a gibibyte would be zeroed for each engine
     "seed": 0,
     "dtype": "bfloat16",
     "enable_prefix_caching": False,  # each answer is computed, none is remembered
@@ -58,7 +59,8 @@ def prove(one: Recipe, folder: Path) -> dict[str, Any]:
 
     options: dict[str, Any] = ENGINE | dict(one.args)
     if one.asked != "speech":
-        options["limit_mm_per_prompt"] = {"image": 1}
+        # vLLM warms its processor up with the largest picture and film that the model takes: ours are smaller
+        options["limit_mm_per_prompt"] = {"image": {"count": 1, **dict.fromkeys(SIDES, PICTURE_SIDE)}, "video": 0}
     started = time.perf_counter()
     llm = LLM(model=str(folder), **options)
     try:
@@ -103,7 +105,7 @@ def _text_alone(one: Recipe, folder: Path) -> bool:
 
     sampling = SamplingParams(temperature=0, max_tokens=ANSWER_TOKENS, logprobs=5, ignore_eos=True)
     try:
-        llm = LLM(model=str(folder), **ENGINE, limit_mm_per_prompt={"image": 0})
+        llm = LLM(model=str(folder), **ENGINE, limit_mm_per_prompt={"image": 0, "video": 0})
         try:
             message: Any = {"role": "user", "content": QUESTION}
             output = llm.chat([message], sampling, use_tqdm=False)[0]
@@ -187,7 +189,7 @@ def main(folder: Path, names: list[str]) -> int:
     os.dup2(2, 1)  # what libraries print goes to stderr: stdout is for the rows
     os.environ.update(HF_HUB_OFFLINE="1", VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1")
     os.environ["TORCHDYNAMO_DISABLE"] = "1"  # as `enforce_eager`, for what vLLM compiles all the same
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would replace the size that ENGINE says
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     import vllm  # noqa: F401
 

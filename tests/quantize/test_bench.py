@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
+from fovea import build_parser
 from models.evaluation.context import versions
 from models.support.errors import CheckFailed
 from quantize.bench import print_tables
 from quantize.bench_kernels import print_kernels
 from quantize.bench_speed import read_runs, summarize
-from quantize.bench_stack import load, stack_entry
+from quantize.bench_stack import stack_entry
 from quantize.scope import read_headers
+from quantize.under_load import highest_rate, load
 from serving.stack import Model
 from tests.quantize.checkpoints import EMBEDDED
 
@@ -61,10 +63,10 @@ def test_the_timed_checkpoint_has_the_shape_it_says(tmp_path: Path, monkeypatch:
     assert tokenizer.encode("what color is the shape?") == small.encode("what color is the shape?")
 
 
-@pytest.mark.parametrize(("scheme", "method"), [(None, None), ("w8a8", "compressed-tensors"), ("nf4", "bitsandbytes")])
-def test_a_checkpoint_is_an_entry_of_the_stack_file(tmp_path: Path, scheme: str | None, method: str | None) -> None:
+@pytest.mark.parametrize("scheme", [None, "w8a8", "w4a16", "nf4"])
+def test_a_checkpoint_is_an_entry_of_the_stack_file(tmp_path: Path, scheme: str | None) -> None:
     entry = Model.model_validate(stack_entry(tmp_path, scheme))
-    assert entry.quantization == method and entry.source == str(tmp_path)
+    assert entry.quantization == scheme and entry.source == str(tmp_path)
 
 
 def loading(monkeypatch: pytest.MonkeyPatch, stdout: str, stderr: str = "") -> list[list[str]]:
@@ -72,10 +74,12 @@ def loading(monkeypatch: pytest.MonkeyPatch, stdout: str, stderr: str = "") -> l
     ran: list[list[str]] = []
 
     def run(words: list[str], **more: Any) -> subprocess.CompletedProcess[str]:
+        assert words[1:4] == ["-m", "fovea", "loadtest"]
+        build_parser("loadtest").parse_args(words[3:])  # SystemExit when the command has no such option
         ran.append(words)
         return subprocess.CompletedProcess(words, 0, stdout, stderr)
 
-    monkeypatch.setattr("quantize.bench_stack.subprocess.run", run)
+    monkeypatch.setattr("quantize.under_load.subprocess.run", run)
     return ran
 
 
@@ -89,7 +93,7 @@ def test_a_load_test_is_a_row_or_one_error(
         "latency_ms": {"p50": figure, "p95": none}, "accuracy": {"value": 0.985, "low": 0.97, "high": 0.99},
     }  # fmt: skip
     ran = loading(monkeypatch, json.dumps(report))
-    row = load("http://127.0.0.1:1/v1", tmp_path, concurrency=8, seconds=20, slo_ms=500)
+    row = load("http://127.0.0.1:1/v1", "m", tmp_path, concurrency=8, seconds=20, slo_ms=500)
     words = " ".join(ran[0])
     assert "--concurrency 8 --duration 20" in words and "--slo-latency-ms 500" in words
     print_tables({"load": [{"family": "paligemma", "scheme": "bf16", **row}]})
@@ -98,10 +102,49 @@ def test_a_load_test_is_a_row_or_one_error(
     assert capsys.readouterr().out.splitlines()[-1] == f"| {' | '.join(cells)} |"
     loading(monkeypatch, json.dumps(report | {"valid": False, "invalid_because": ["it was late"]}))
     with pytest.raises(CheckFailed, match=r"not valid.*it was late"):
-        load("http://127.0.0.1:1/v1", tmp_path, concurrency=8, seconds=20, slo_ms=500)
+        load("http://127.0.0.1:1/v1", "m", tmp_path, concurrency=8, seconds=20, slo_ms=500)
     loading(monkeypatch, "", "fovea loadtest: url: nobody there")
     with pytest.raises(CheckFailed, match=r"no load test.*nobody there"):
-        load("http://127.0.0.1:1/v1", tmp_path, concurrency=8, seconds=20, slo_ms=500)
+        load("http://127.0.0.1:1/v1", "m", tmp_path, concurrency=8, seconds=20, slo_ms=500)
+
+
+def test_the_highest_rate_is_searched_around_the_closed_loop_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = {"capacity_rps": 80.0, "best_rate_rps": 88.0, "broken_rate_rps": 96.0, "reason": "", "confidence": 0.95}
+    ran = loading(monkeypatch, json.dumps(found))
+
+    def search(near: float | None) -> tuple[dict[str, Any], str]:
+        rate = highest_rate(
+            "http://127.0.0.1:1/v1", "m", "my-set", tmp_path, slo_ms=400, near=near, max_tokens=16, seed=3
+        )
+        return rate, " ".join(ran[-1])
+
+    rate, words = search(100.0)
+    assert (rate["certified_per_s"], rate["best_per_s"], rate["broken_per_s"], rate["reason"]) == (80, 88, 96, None)
+    assert "--workload-option set=my-set --slo p95<400ms,errors<1% --start-rate 50 --max-rate 400 --seed 3" in words
+    assert "--step 8.0 --confirm 20.0 --max-slip-ms 100" in words
+    # a slow engine gets longer runs, so that a P95 has enough answers; an unknown rate begins low
+    assert "--start-rate 1 --max-rate 8 --seed 3 --step 60.0 --confirm 240.0" in search(2.0)[1]
+    assert "--start-rate 0.5 --max-rate 4" in search(None)[1]
+    none = found | {"capacity_rps": None, "best_rate_rps": 0.0, "reason": "a queue grew"}
+    loading(monkeypatch, json.dumps(none))
+    rate = highest_rate("http://127.0.0.1:1/v1", "m", "s", tmp_path, slo_ms=9, near=1, max_tokens=1, seed=0)
+    assert (rate["certified_per_s"], rate["best_per_s"], rate["reason"]) == (None, None, "a queue grew")
+    loading(monkeypatch, '{"error": {"message": "x"}}', "fovea loadtest: --url: nobody there")
+    with pytest.raises(CheckFailed, match=r"no load test.*nobody there"):
+        search(1.0)
+
+
+def test_a_refused_scheme_is_a_row_with_the_category_that_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    right = {"parent": {"value": 0.9855}, "candidate": {"value": 0.75}}
+    row = {
+        "family": "paligemma", "scheme": "w2-trial-rtn", "accuracy": right, "lost": 5, "won": 0, "outcome": "fail",
+        "recovery": {"value": 0.76, "low": 0.74, "high": 0.78, "n": 2000}, "failed_categories": ["shape"],
+        "divergence": {"value": 0.5}, "quantized_ratio": 1.0, "size_ratio": 1.0, "seconds": 42.0,
+    }  # fmt: skip
+    print_tables({"broken": [row]})
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[-1].endswith("| 0.7600 (0.7400 to 0.7800) | 5 / 0 | 0.5 | 1.000, 1.000 | fail: shape | 42 s |")
 
 
 def test_kernels_are_a_column_per_product(capsys: pytest.CaptureFixture[str]) -> None:

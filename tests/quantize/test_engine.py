@@ -17,9 +17,23 @@ import pytest
 
 from models.support.errors import CheckFailed, UsageError
 from quantize.accept import accept, ask, drawn_picture
-from quantize.engine import EngineSettings, Held, Served, command, free_port, reason, served, wait_ready
+from quantize.engine import (
+    IN_PROCESS,
+    ROOT,
+    EngineSettings,
+    Held,
+    Served,
+    command,
+    environment,
+    free_port,
+    reason,
+    served,
+    wait_ready,
+)
 from quantize.run import engine_for
 from quantize.schemes import find_scheme
+from serving.engine import engine_environment
+from serving.stack import Model
 
 
 def test_both_sides_get_the_same_command_but_for_the_checkpoint() -> None:
@@ -29,6 +43,26 @@ def test_both_sides_get_the_same_command_but_for_the_checkpoint() -> None:
     text = " ".join(first)
     for words in ("--max-model-len 512", "--kv-cache-dtype fp8", "--seed 3", "--host 127.0.0.1", "--max-logprobs 20"):
         assert words in text
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_engine_runs_as_the_stack_runs_it(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quantize.engine._has_gpu", lambda: gpu)
+    for name in ("VLLM_USE_AOT_COMPILE", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    executor = f"--distributed-executor-backend {IN_PROCESS}"
+    plain = " ".join(command(Path("/m"), "m", 1, EngineSettings()))
+    assert (executor in plain) is not gpu
+    two = EngineSettings(arguments=("--tensor-parallel-size", "2"))
+    assert executor not in " ".join(command(Path("/m"), "m", 1, two))
+    found = environment(EngineSettings(kv_gib=3))
+    assert found["VLLM_CPU_KVCACHE_SPACE"] == "3" and str(ROOT) in found["PYTHONPATH"].split(":")
+    assert (found.get("VLLM_USE_AOT_COMPILE") == "0") is not gpu
+    if not gpu:  # what a CPU's engine is told is what the stack tells it
+        stack = engine_environment(Model(name="m", source="s", cpu_kv_cache_gib=3))
+        assert {k: v for k, v in stack.items() if k != "DO_NOT_TRACK"}.items() <= found.items()
+    module, _, name = IN_PROCESS.rpartition(".")
+    assert f"class {name}(" in (ROOT / f"{module.replace('.', '/')}.py").read_text()
 
 
 def test_bitsandbytes_is_named_to_the_engine() -> None:

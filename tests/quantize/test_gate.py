@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from models.support.errors import UsageError
 from quantize import artifact
 from quantize.engine import EngineSettings, Held, Served
 from quantize.gate import GateSettings, run_gate
+from quantize.gate_report import print_gate
 from quantize.probe import Probe
 from tests.models.openai_simulator import OpenAISimulator
 from tests.quantize.checkpoints import EMBEDDED, change_config, copy_of
@@ -28,6 +30,7 @@ class Engines:
 
     def __init__(self) -> None:
         self.started: list[str] = []
+        self.searched: list[tuple[str, float]] = []
         self.wrong: dict[str, Callable[[GoldenItem], bool]] = {}
         self.items = {(i.question, i.image.digest): i for i in load_golden("easy-vqa").items}
 
@@ -43,8 +46,8 @@ class Engines:
             return ("nonsense", 0.6) if bad else (str(item.expected), 0.95)
 
         with OpenAISimulator(answer, model=name) as simulator:
-            engine = Served(simulator.url, name, os.getpid(), 1.0, {"CompressedTensorsWNA16": "CPUWNA16LinearKernel"})
-            yield engine
+            kernels = {"CompressedTensorsWNA16": "CPUWNA16LinearKernel"}
+            yield Served(simulator.url, name, os.getpid(), 1.0, kernels, weights_gib=0.25, kv_tokens=1_048_576)
 
 
 @pytest.fixture
@@ -56,7 +59,15 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
         logs = {"yes": -0.1 if name == "parent" else -0.2, "no": -2.4 if name == "parent" else -1.8}
         return Probe({i.id: logs for i in items}, [20.0] * 50, [12.0] * 50, [40] * 50)
 
+    def searched(url: str, name: str, golden: str, out: Path, **more: Any) -> dict[str, Any]:
+        found.searched.append((name, more["slo_ms"]))
+        rate: dict[str, Any] = {"certified_per_s": 40.0, "best_per_s": 45.0, "reason": None}
+        if name == "parent":
+            rate = {"certified_per_s": None, "best_per_s": 20.0, "reason": "a queue grew"}
+        return {"slo": "p95", "slo_ms": more["slo_ms"], "confidence": 0.95, **rate}
+
     monkeypatch.setattr("quantize.gate.probe", probed)
+    monkeypatch.setattr("quantize.gate.highest_rate", searched)
     return found
 
 
@@ -101,6 +112,39 @@ def test_an_equal_candidate_passes_when_the_items_suffice(engines: Engines, cand
     page = (tmp_path / "out" / "report.html").read_text()
     for words in ("<b>Pass</b>", "Recovery by category", "layers.0.x", "CPUWNA16LinearKernel", "$ per 1,000 queries"):
         assert words in page
+    parts = side["bytes_by_part"]
+    assert sum(parts.values()) == side["bytes"] and parts["vision"] > parts["projector"] > 0
+    tower = f"{parts['vision'] / 1e6:.2f} MB, {100 * parts['vision'] / side['bytes']:.0f} %"
+    for words in (tower, "1,048,576 tokens", "0.25 GiB", "40.0 (95 % sure)", "about 20.0, not shown: a queue grew"):
+        assert words in page
+
+
+def test_the_terminal_has_a_row_per_figure(
+    engines: Engines, candidate: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_gate(gate(candidate, tmp_path / "out", usd_per_hour=3.6, slo_ms=250), tmp_path / "out")
+    lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "about 20.0, not shown: a queue grew" in lines["highest rate with p95 under 250 ms, 1/s"]
+    assert lines["$ per 1,000 queries at the highest rate"].split()[-1] == "$0.02500"
+    assert "8.0 ms, 40 % (n = 50)" in lines["of it, the picture"]
+    assert lines["engine memory"].count("GiB") == 2
+    print_gate(gate(candidate, tmp_path / "out"), tmp_path / "out")
+    plain = capsys.readouterr().out
+    assert "highest rate" not in plain and "$" not in plain
+
+
+def test_the_highest_rate_is_searched_once_for_each_slo(engines: Engines, candidate: Path, tmp_path: Path) -> None:
+    gate(candidate, tmp_path / "out")
+    assert engines.searched == []
+    report = gate(candidate, tmp_path / "out", slo_ms=500, usd_per_hour=3.6)
+    gate(candidate, tmp_path / "out", slo_ms=500)
+    assert engines.searched == [("parent", 500), ("candidate", 500)]
+    # the answers of the first call are taken up, only the rate is new
+    assert engines.started == ["parent", "candidate"] * 2
+    assert report["sides"]["candidate"]["usd_per_query_at_slo"] == pytest.approx(0.001 / 40)
+    assert report["sides"]["parent"]["usd_per_query_at_slo"] is None
+    gate(candidate, tmp_path / "out", slo_ms=250)
+    assert engines.searched[2:] == [("parent", 250), ("candidate", 250)]
 
 
 def test_a_lost_category_fails_and_is_named(engines: Engines, candidate: Path, tmp_path: Path) -> None:
@@ -131,10 +175,34 @@ def test_what_was_measured_is_not_measured_again(engines: Engines, candidate: Pa
     assert engines.started == ["parent", "candidate", "candidate"]
 
 
-def test_one_parent_serves_several_gates(engines: Engines, candidate: Path, tmp_path: Path) -> None:
+def test_a_parent_is_asked_once_for_all_its_candidates(engines: Engines, candidate: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        gate(candidate, tmp_path / name, parent_out=tmp_path / "parent")
+        gate(candidate, tmp_path / name)
     assert engines.started == ["parent", "candidate", "candidate"]
+    # the same content under another name is the same parent; other questions or another engine are not
+    copy = copy_of("qwen2_5_vl", tmp_path / "copy")
+    settings = GateSettings(str(copy), candidate, "easy-vqa", tmp_path / "c", limit=LIMIT)
+    run_gate(settings)
+    assert engines.started[3:] == ["candidate"]
+    run_gate(replace(settings, limit=400, out=tmp_path / "d"))
+    run_gate(replace(settings, engine=EngineSettings(kv_dtype="fp8"), out=tmp_path / "e"))
+    assert engines.started[4:] == ["parent", "candidate"] * 2
+    run_gate(replace(settings, out=tmp_path / "far" / "f", parents=tmp_path / "parents"))
+    assert engines.started[8:] == ["candidate"]
+
+
+def test_answers_of_the_same_content_elsewhere_are_not_continued(
+    engines: Engines, candidate: Path, tmp_path: Path
+) -> None:
+    settings = GateSettings("embedded:qwen2_5_vl", candidate, "easy-vqa", tmp_path / "out", limit=LIMIT)
+    run_gate(settings)
+    (place,) = (p for p in (tmp_path / "parents").iterdir() if p.is_dir())
+    (place / "side.json").unlink()  # as if it had been interrupted, and begun from another folder
+    run = json.loads((place / "run.json").read_text())
+    (place / "run.json").write_text(json.dumps(run | {"root": "/elsewhere"}))
+    report = run_gate(settings)
+    assert engines.started == ["parent", "candidate", "parent"]
+    assert report["golden"]["asked"] == LIMIT
 
 
 def test_an_engine_that_serves_the_candidate_already_is_asked_first_and_ended(

@@ -11,7 +11,7 @@ import pytest
 
 from models.support.errors import UsageError
 from quantize import artifact
-from quantize.ladder import Rung, climb, parse_rungs
+from quantize.ladder import Rung, climb, parse_rungs, print_ladder
 from quantize.run import check_method
 from tests.quantize.checkpoints import EMBEDDED
 
@@ -49,13 +49,18 @@ class Steps:
     def gate(self, settings: Any, say: Any, held: Any) -> dict[str, Any]:
         name = settings.candidate.name
         self.gated.append(name)
-        assert settings.parent_out == settings.out.parent / "parent"
         outcome = "pass" if name in self.passing else "fail"
         recovery = {"value": 1.0, "low": 0.9, "high": 1.1, "n": 10}
+        side = {
+            "latency_ms": {"p95": {"value": 80.0}}, "requests_per_s": 50.0, "memory_bytes": 2**30, "picture": None,
+            "rate_at_slo": {"certified_per_s": 30.0}, "usd_per_query": 0.002,
+        }  # fmt: skip
+        failed = [] if outcome == "pass" else ["shape"]
         return {
-            "verdict": {"outcome": outcome, "sentence": outcome},
+            "verdict": {"outcome": outcome, "sentence": outcome, "failed_categories": failed},
             "recovery": recovery,
             "figures": {"size_ratio": 0.5},
+            "sides": {"parent": side, "candidate": side},
         }
 
 
@@ -63,20 +68,29 @@ def arguments(out: Path) -> argparse.Namespace:
     return argparse.Namespace(
         model="embedded:qwen2_5_vl", out=out, calibration="easy-vqa-train", samples=64, traffic=None, target="here",
         seed=0, max_tokens=2048, golden="easy-vqa", limit=None, concurrency=8, thresholds=None, usd_per_hour=None,
-        slo_ms=None, max_model_len=2048, kv_gib=1, kv_dtype="auto",
+        slo_ms=None, max_model_len=2048, kv_gib=1, kv_dtype="auto", engine_args="", parents=None,
     )  # fmt: skip
 
 
 RUNGS = [Rung("w4a16", "gptq"), Rung("w4a16", "awq"), Rung("w8a8", "gptq")]
 
 
-def test_it_stops_at_the_first_that_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_it_stops_at_the_first_that_passes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     steps = Steps(monkeypatch, {"w4a16-awq", "w8a8-gptq"})
     found = climb(arguments(tmp_path), RUNGS, lambda text: None)
     assert steps.made == ["w4a16-gptq", "w4a16-awq"]
     assert found["passed"] == "w4a16-awq"
     assert [s["outcome"] for s in found["steps"]] == ["fail", "pass"]
     assert json.loads((tmp_path / "ladder.json").read_text()) == found
+    print_ladder(found, tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    figures = ["80.0", "50.0", "30.0", "1.00", "2.00000"]
+    assert lines[1].split() == ["parent", "1.00", *figures]
+    assert lines[2].split()[:3] == ["w4a16-gptq", "fail", "(shape)"] and lines[2].split()[-5:] == figures
+    assert lines[3].split()[:2] == ["w4a16-awq", "pass"]
+    assert lines[4].split()[:2] == ["passed", "w4a16-awq:"]
 
 
 def test_what_was_made_is_not_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

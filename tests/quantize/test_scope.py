@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from models.catalog import load_catalog
 from models.support.errors import CheckFailed, UsageError
-from quantize.scope import check_touched, family_of, plan_scope, read_headers, scope_of, short_name
+from quantize.scope import (
+    bytes_by_part,
+    check_touched,
+    family_of,
+    plan_scope,
+    read_headers,
+    scope_of,
+    short_name,
+)
 from tests.quantize.checkpoints import EMBEDDED, change_config, change_weights, copy_of
 
 LEAVES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -26,6 +34,17 @@ def test_the_embedded_checkpoints(family: str) -> None:
     assert set(scope.expected) == {f"layers.{i}.{leaf}" for i in range(4) for leaf in LEAVES + MLP}
     assert set(scope.kept.values()) == {"vision", "projector"}
     assert not set(scope.expected) & set(scope.kept)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "paligemma"])
+def test_every_byte_belongs_to_a_part(tmp_path: Path, family: str) -> None:
+    parts = bytes_by_part(EMBEDDED / family)
+    assert sum(parts.values()) == sum(t.size for t in read_headers(EMBEDDED / family).values())
+    assert min(parts[p] for p in ("vision", "projector", "embeddings", "language")) > 10_000
+    assert parts.get("other", 0) < 10_000  # a norm or two
+    folder = copy_of(family, tmp_path / "m")
+    change_config(folder, quantization_config={"quant_method": "compressed-tensors"})
+    assert bytes_by_part(folder) == parts  # a quantized checkpoint has parts, too
 
 
 def test_the_vision_tower_only_when_asked_and_never_the_projector() -> None:
