@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from serving.facts import FACTS, Facts
 from serving.layers.admit import Admit, Gate
 from serving.layers.screen import Screen
 from serving.middleware import Straight
@@ -40,6 +41,14 @@ def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "store.db") if request.param == "sqlite" else str(request.getfixturevalue("valkey_url"))
 
 
+@pytest.fixture(params=["memory", "sqlite", "valkey"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """As `location`, or `memory`."""
+    if request.param == "memory":
+        return "memory"
+    return str(tmp_path / "store.db") if request.param == "sqlite" else str(request.getfixturevalue("valkey_url"))
+
+
 @pytest.fixture(autouse=True)
 def fresh_process_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a replica keeps per process starts anew for every test, and nothing is left inside after it."""
@@ -48,5 +57,7 @@ def fresh_process_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(Straight, "prefix", "")
     monkeypatch.setattr(Screen, "held", 0)
     monkeypatch.setattr(Screen, "seen", OrderedDict())
+    for name, value in vars(Facts()).items():
+        monkeypatch.setattr(FACTS, name, value)
     yield
     assert Admit.gate.inside == 0 and Admit.gate.empty.is_set()

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from serving.exchange import exchange_of
 from serving.keys import make_key, open_keys
 from serving.layers import build_layers, layers_of, start_layers, stop_layers
 from serving.layers.adapters import Choose
+from serving.layers.money import Count
 from serving.layers.recall import Recall
+from serving.money import Money
 from serving.parts import own_part
 from serving.recall.version import version_of
 from serving.stack import Model, Stack, parse_stack
@@ -188,7 +190,7 @@ async def test_batch_requests_share_a_picture_but_no_prompt_with_another_adapter
     await stop_layers(one.app)
 
 
-async def test_dollars_and_requests_are_counted_under_the_adapters_name(tmp_path: Path) -> None:
+async def test_dollars_and_requests_are_counted_under_the_adapters_name(monkeypatch: pytest.MonkeyPatch) -> None:
     money = {"usd_per_hour": "3.6", "capacity_rps": "1"}
     whole = parse_stack(
         {
@@ -196,6 +198,9 @@ async def test_dollars_and_requests_are_counted_under_the_adapters_name(tmp_path
             "money": money,
         }
     )
+    assert whole.money is not None
+    registry = CollectorRegistry()
+    monkeypatch.setattr(Count, "money", {"counted": Money(whole.money, "counted", registry=registry)})
     app = build_layers(Engine(), whole, whole.models[0])
     for name in ("counted", "counted-one", "counted-one"):
         body: dict[str, Any] = {"model": name, "messages": [], "temperature": 0}
@@ -203,7 +208,7 @@ async def test_dollars_and_requests_are_counted_under_the_adapters_name(tmp_path
     for name, count in (("counted", 1), ("counted-one", 2)):
         labels = {"model": name, "route": CHAT, "status": "2xx"}
         assert REGISTRY.get_sample_value("fovea_requests_total", labels) == count
-        dollars = REGISTRY.get_sample_value("fovea_usd_total", {"model": name, "tenant": "default"})
+        dollars = registry.get_sample_value("fovea_usd_total", {"model": name, "tenant": "default"})
         assert dollars == pytest.approx(0.001 * count)
     await stop_layers(app)
 

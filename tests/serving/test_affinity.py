@@ -18,9 +18,9 @@ from serving.layers.record import Record
 from serving.runtime import free_port, haproxy_binary
 from serving.stack import Stack
 from tests.serving.asgi import JSON, call, scope_of
+from tests.serving.pairs import ask, part
 from tests.serving.pictures import scene
 from tests.serving.test_front import OWN, ROUTES, Upstream, upstream
-from tests.serving.test_recall_adversary import ask, part
 
 __all__ = ["upstream"]
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -19,17 +16,14 @@ import httpx
 import httpx2
 import openai
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from models.support.errors import UsageError
-from serving.batches.runner import read_line
 from serving.batches.store import SCHEMA, Store
 from serving.errors import ApiError
 from serving.exchange import exchange_of
 from serving.keys import make_key, open_keys
 from serving.layers import build_layers, layers_of, start_layers, stop_layers
-from serving.layers.batches import BatchesApi, count_lines
+from serving.layers.batches import BatchesApi
 from serving.stack import Stack
 
 CHAT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
@@ -364,126 +358,3 @@ async def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         await start_layers(House(tmp_path / "file").app)
     assert caught.value.field == "batches.folder"
-
-
-# replicas
-
-
-async def test_two_replicas_run_a_batch_once(tmp_path: Path) -> None:
-    houses = [House(tmp_path / "b", inside=2) for _ in range(2)]
-    for house in houses:
-        await start_layers(house.app)
-    batch = await houses[0].run([line(n, f"q{n}") for n in range(60)])
-    asked = houses[0].engine.asked + houses[1].engine.asked
-    assert batch.request_counts.completed == 60 and set(asked.values()) == {1}
-    for house in houses:
-        await stop_layers(house.app)
-
-
-SCRIPT = """
-import asyncio, json, sys
-from pathlib import Path
-from tests.serving.test_batches import House
-from serving.layers import start_layers
-class Slow:
-    async def __call__(self, scope, receive, send):
-        from serving.exchange import exchange_of
-        text = exchange_of(scope).json()["messages"][0]["content"]
-        await asyncio.sleep(0.02)
-        body = json.dumps({"by": sys.argv[2], "choices": [{"message": {"content": "re: " + text}}]}).encode()
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": body})
-async def main():
-    house = House(Path(sys.argv[1]), inside=4)
-    house.layer.runner.app.app.app.app = Slow()
-    await start_layers(house.app)
-    print("up", flush=True)
-    await asyncio.Event().wait()
-asyncio.run(main())
-"""
-
-
-def test_kill_9_loses_no_line_and_answers_none_twice(tmp_path: Path) -> None:
-    """Three processes in turn are killed in the middle of one batch; the fourth ends it."""
-    folder = tmp_path / "b"
-    store = Store(str(folder))
-    house = House(folder)
-    content = "\n".join(json.dumps(line(n, f"q{n}")) for n in range(600)).encode()
-
-    async def submit() -> str:
-        house.layer.runner.store = store
-        client = house.client()
-        file = await client.files.create(file=("in.jsonl", content), purpose="batch")
-        return (await client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")).id
-
-    batch_id = asyncio.run(submit())
-    answered = [0]
-    for life in range(4):
-        process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(folder), str(life)], cwd=ROOT, stdout=subprocess.PIPE
-        )
-        try:
-            deadline = time.monotonic() + 60
-            while time.monotonic() < deadline:
-                batch = store.batch(batch_id)
-                assert batch is not None
-                done = sum(store.counts(batch_id))
-                if (life < 3 and done >= answered[-1] + 100) or batch.status == "completed":
-                    break
-                time.sleep(0.02)
-        finally:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-        answered.append(sum(store.counts(batch_id)))
-    batch = store.batch(batch_id)
-    assert batch is not None and batch.status == "completed" and batch.output and batch.errors is None
-    results = [json.loads(text) for text in store.path(batch.output).read_text().splitlines()]
-    assert [one["custom_id"] for one in results] == [f"r-{n}" for n in range(600)]
-    lives = Counter(one["response"]["body"]["by"] for one in results)
-    assert len(lives) == 4, lives  # each life has answered some, and what one has answered nobody else has
-    for life in range(3):
-        assert sum(lives[str(n)] for n in range(life + 1)) == answered[life + 1]
-    store.close()
-
-
-# lines
-
-
-@given(st.binary(max_size=200))
-def test_no_line_breaks_the_reading(data: bytes) -> None:
-    try:
-        custom, body = read_line(data, CHAT, 150)
-    except ValueError:
-        return
-    assert custom and json.loads(body) is not None
-
-
-json_values = st.recursive(st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=5), lambda inner: (
-    st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["custom_id", "body", "url", "method", "x"]), inner)
-), max_leaves=8)  # fmt: skip
-
-
-@given(json_values)
-def test_no_json_breaks_the_reading(value: Any) -> None:
-    try:
-        read_line(json.dumps(value).encode(), CHAT, 10_000)
-    except ValueError as error:
-        assert str(error)
-
-
-@given(st.lists(st.sampled_from([b"{}", b"", b"  ", b"x" * 300_000]), max_size=8), st.booleans())
-def test_lines_are_counted_without_the_empty_ones(
-    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], ends: bool
-) -> None:
-    class Fixed:
-        def __init__(self, path: Path):
-            self.where = path
-
-        def path(self, file_id: str) -> Path:
-            return self.where
-
-    path = tmp_path_factory.mktemp("count") / "f"
-    path.write_bytes(b"\n".join(lines) + (b"\n" if ends else b""))
-    file: Any = type("F", (), {"id": "f"})
-    store: Any = Fixed(path)
-    assert count_lines(store, file) == sum(bool(one.strip()) for one in lines)

@@ -17,11 +17,10 @@ from serving.recall.embed import HERE, Embedder, locate
 from serving.recall.section import THRESHOLD
 from serving.recall.semantic import Semantic
 from serving.recall.words import meaning
+from tests.serving.pairs import part
 from tests.serving.pictures import scene
-from tests.serving.test_recall import House, delta, facts, sse
-from tests.serving.test_recall_adversary import part
+from tests.serving.test_recall import House, delta, sse
 
-__all__ = ["facts"]
 COLOR, SAME_COLOR = "What color is the shape?", "please tell me the colour of the shape"
 
 
