@@ -47,8 +47,8 @@ class Profile:
 
 
 PROFILES = (
-    Profile("cpu", ("cpu", "distill", "dev"), cpu=True),
-    Profile("gpu", ("gpu", "distill", "dev"), cpu=False),
+    Profile("cpu", ("cpu", "distill", "s3", "gs", "dev"), cpu=True),
+    Profile("gpu", ("gpu", "distill", "s3", "gs", "dev"), cpu=False),
     Profile("quantize-cpu", ("quantize",), cpu=True),
     Profile("quantize-gpu", ("quantize",), cpu=False),
 )

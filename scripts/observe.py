@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -178,7 +178,7 @@ def traffic(stack: str, push: str, folder: Path, keys: dict[str, str], args: arg
     load += ["--max-tokens", "8", "--duration", str(args.seconds), "--no-cache-bust", "--max-slip-ms", "20000"]
     load += ["--api-key-env", "OPENAI_API_KEY", "--out", str(folder / "load")]
     with ThreadPoolExecutor() as pool:
-        others = [pool.submit(_run, load, environment), pool.submit(odd_requests, stack, keys)]
+        others: list[Future[Any]] = [pool.submit(_run, load, environment), pool.submit(odd_requests, stack, keys)]
         _run(run, environment)
         report = folder / "evaluation" / "report.json"
         _run([sys.executable, str(FILES / "push.py"), str(report), push, "demo", NAME, "easy-vqa"])

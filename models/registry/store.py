@@ -152,7 +152,9 @@ class FsspecStore:
         self.has_folders = urlsplit(url).scheme not in OBJECT_STORES
         try:
             self.fs: Any
-            self.fs, self.root = fsspec.core.url_to_fs(url)
+            # a listing that is kept would hide what another writer has added since
+            options = {} if self.has_folders else {"use_listings_cache": False}
+            self.fs, self.root = fsspec.core.url_to_fs(url, **options)
         except (ImportError, ValueError) as error:
             raise UsageError(
                 f"cannot open: {error}", field="store", value=url, fix="install its fsspec package"

@@ -1,4 +1,4 @@
-"""The registry on stores that are not a folder: S3 (moto's server), the hub (a simulator of its wire format)."""
+"""The registry on stores that are not a folder: S3 (moto's server), GCS and the hub (simulators of their wires)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from models.registry import Policy, Registry
 from models.registry.schema import Requirement
 from models.registry.store import open_store
 from models.support.errors import CheckFailed, UsageError
+from tests.models.registry.bucket_simulator import BucketSimulator
 from tests.models.registry.conftest import checkpoint, report, to_live
 from tests.models.registry.hub_simulator import LFS_FROM, HubSimulator
 
@@ -57,6 +58,30 @@ def s3() -> Iterator[str]:
     server.shutdown()
 
 
+@pytest.fixture(scope="module")
+def gcs() -> Iterator[BucketSimulator]:
+    """A simulator of GCS that gcsfs turns to."""
+    with BucketSimulator() as simulator, pytest.MonkeyPatch.context() as patch:
+        # what kind of bucket it is gcsfs asks by gRPC, of Google alone; read when gcsfs is imported
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        pytest.importorskip("gcsfs", reason="no gcsfs here: pip install gcsfs")
+        import fsspec
+
+        patch.setenv("STORAGE_EMULATOR_HOST", simulator.url)
+        patch.setenv("FSSPEC_GS_TOKEN", "anon")  # for other processes; this one has read the environment already
+        for name in ("gs", "gcs"):
+            patch.setitem(fsspec.config.conf, name, {"token": "anon"})
+        fsspec.get_filesystem_class("gs").clear_instance_cache()
+        yield simulator
+        fsspec.get_filesystem_class("gs").clear_instance_cache()
+
+
+@pytest.fixture
+def gs(gcs: BucketSimulator) -> str:
+    """A bucket's URL."""
+    return f"gs://{gcs.bucket}"
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubSimulator]:
     with HubSimulator() as simulator:
@@ -68,11 +93,20 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubSimulator]:
         yield simulator
 
 
-@pytest.fixture(params=["s3", "hub"])
+BUCKETS = ("s3", "gs")
+
+
+@pytest.fixture(params=BUCKETS)
+def bucket(request: pytest.FixtureRequest) -> str:
+    """A bucket's URL."""
+    return str(request.getfixturevalue(request.param))
+
+
+@pytest.fixture(params=[*BUCKETS, "hub"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty place in a store."""
-    if request.param == "s3":
-        return f"{request.getfixturevalue('s3')}/{tmp_path.name}"
+    if request.param in BUCKETS:
+        return f"{request.getfixturevalue(request.param)}/{tmp_path.name}"
     request.getfixturevalue("hub")
     return "hf://ada/registry/some/folder"
 
@@ -135,15 +169,36 @@ def test_writers_at_the_same_time_lose_nothing(url: str, tmp_path: Path) -> None
     assert sorted(registry.state("m").approvals[1]) == list("abcd")
 
 
+def test_what_another_writer_added_is_there_at_once(url: str, tmp_path: Path) -> None:
+    """A package that keeps listings would not find a file that came after it had looked."""
+    mine = open_store(url)
+    if (scheme := url.partition(":")[0]) in BUCKETS:  # somebody else's process has nothing in common with ours
+        import fsspec
+
+        fsspec.get_filesystem_class(scheme).clear_instance_cache()
+    theirs = open_store(url)
+    assert mine.create("blobs/ab/one", b"1") and mine.names("blobs/ab") == ["one"]
+    other = tmp_path / "other"
+    other.write_bytes(b"x" * 6_000_000)  # in pieces, where the store takes large files so
+    theirs.put_files({"blobs/ab/two": other})
+    with mine.open("blobs/ab/two") as file:
+        assert file.read() == other.read_bytes()
+    assert mine.names("blobs/ab") == ["one", "two"] and mine.read("blobs/ab/one") == b"1"
+    assert mine.create("blobs/ab/two", b"2") is False
+    for name in ("three", "four", "five", "six"):
+        assert theirs.create(f"blobs/{name}/x", b"")
+    assert mine.names("blobs") == ["ab", "five", "four", "six", "three"], "more than one page, folders once"
+
+
 def _approve(url: str, who: str, cache: Path) -> None:
     registry = Registry(open_store(url), cache)
     for _ in range(4):
         registry.approve("m@1", by=who)
 
 
-def test_processes_on_s3_do_not_lose_each_others_events(s3: str, tmp_path: Path) -> None:
+def test_processes_do_not_lose_each_others_events(bucket: str, tmp_path: Path) -> None:
     """What the conditional write is for: nobody shares a lock, a clock or a cache here."""
-    url = f"{s3}/{tmp_path.name}"
+    url = f"{bucket}/{tmp_path.name}"
     registry = Registry(open_store(url), tmp_path / "cache")
     registry.register(checkpoint(tmp_path / "a"), "m", by="ada")
     with get_context("spawn").Pool(3) as pool:
@@ -197,21 +252,38 @@ def _break(url: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
             simulator.down = not there
 
         return hub_there
-    import botocore.httpsession
-    import s3fs
+    import aiohttp
+    import fsspec
     from botocore.exceptions import EndpointConnectionError
 
-    whole = s3fs.S3FileSystem._call_s3
+    # what both packages raise when they have given up to try again
+    kind, call, error = {
+        "s3": ("s3", "_call_s3", EndpointConnectionError(endpoint_url="http://gone")),
+        "gs": ("gs", "_call", aiohttp.ClientConnectionError("gone")),
+    }[url.partition(":")[0]]
+    system = fsspec.get_filesystem_class(kind)
+    whole = getattr(system, call)
 
     async def refused(self: Any, *args: Any, **more: Any) -> Any:
-        raise EndpointConnectionError(endpoint_url="http://gone")
+        raise error
 
-    assert botocore.httpsession is not None
+    def there_or_not(there: bool) -> None:
+        monkeypatch.setattr(system, call, whole if there else refused)
 
-    def s3_there(there: bool) -> None:
-        monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", whole if there else refused)
+    return there_or_not
 
-    return s3_there
+
+def test_gcs_refuses_what_is_there(gcs: BucketSimulator, gs: str, tmp_path: Path) -> None:
+    """What makes two writers safe there, past the look beforehand, which two may take at once."""
+    store = open_store(f"{gs}/{tmp_path.name}")
+    refused = gcs.refused
+    store.fs.exists = lambda path: False  # type: ignore[attr-defined]
+    try:
+        assert store.create("a/1.json", b"ours") is True
+        assert store.create("a/1.json", b"theirs") is False
+    finally:
+        del store.fs.exists  # type: ignore[attr-defined]
+    assert gcs.refused == refused + 1 and store.read("a/1.json") == b"ours"
 
 
 def test_the_hub_refuses_a_commit_on_a_state_that_is_gone(hub: HubSimulator, tmp_path: Path) -> None:
@@ -266,8 +338,8 @@ def test_a_key_that_may_not_write_is_one_error(
     assert len(hub.commits) == 1
 
 
-def test_a_bucket_that_is_not_there(s3: str, tmp_path: Path) -> None:
-    registry = Registry(open_store("s3://no-such-bucket-here/x"), tmp_path)
+def test_a_bucket_that_is_not_there(bucket: str, tmp_path: Path) -> None:
+    registry = Registry(open_store(f"{bucket.partition(':')[0]}://no-such-bucket-here/x"), tmp_path)
     with pytest.raises(CheckFailed, match="the store failed"):
         registry.register(checkpoint(tmp_path / "a"), "m", by="ada")
     # nor was it made: a slip must not become a bucket
