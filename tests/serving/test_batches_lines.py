@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.batches.runner import read_line
-from serving.batches.store import Store
+from serving.batches.store import File, Store, new_id
 from serving.layers import start_layers, stop_layers
 from serving.layers.batches import count_lines
 from tests.serving.test_batches import CHAT, ROOT, House, line
@@ -34,6 +37,36 @@ async def test_two_replicas_run_a_batch_once(tmp_path: Path) -> None:
     asked = houses[0].engine.asked + houses[1].engine.asked
     assert batch.request_counts.completed == 60 and set(asked.values()) == {1}
     for house in houses:
+        await stop_layers(house.app)
+
+
+async def test_a_file_of_100_000_lines_is_never_in_memory(tmp_path: Path) -> None:
+    """One replica has answered nearly all of it; another goes on, with less memory than the file has bytes."""
+    one, two, lines, left = House(tmp_path / "b"), House(tmp_path / "b"), 100_000, 40
+    await start_layers(one.app)
+    assert one.layer.runner.task is not None
+    one.layer.runner.task.cancel()  # it takes requests, but runs nothing
+    file = File(new_id("file-"), "default", "in.jsonl", "batch", 0, time.time())
+    path = one.layer.store.path(file.id)
+    with path.open("w") as out:
+        for number in range(lines):
+            out.write(json.dumps(line(number, f"q{number}", pad="x" * 700)) + "\n")
+    await one.layer.runner.call(lambda: one.layer.store.add_file(file))
+    batch = await one.client().batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+    answered = ((number, False, b'{"custom_id": "r"}') for number in range(1, lines + 1) if number % (lines // left))
+    for rows in iter(lambda: list(itertools.islice(answered, 5000)), []):
+        await one.layer.runner.call(partial(one.layer.store.add_results, batch.id, rows))
+    tracemalloc.start()
+    await start_layers(two.app)
+    ended = await two.ended(batch.id)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert ended.request_counts.model_dump() == {"total": lines, "completed": lines, "failed": 0}
+    assert sum(two.engine.asked.values()) == left and not one.engine.asked
+    assert path.stat().st_size > 80e6 and peak < 40e6, (path.stat().st_size, peak)
+    with one.layer.store.path(ended.output_file_id).open("rb") as output:
+        assert sum(1 for _ in output) == lines
+    for house in (one, two):
         await stop_layers(house.app)
 
 
