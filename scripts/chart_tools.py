@@ -1,4 +1,4 @@
-"""The clients that check the chart (helm, kubectl, promtool, ...), pinned, fetched once into `.cache/chart`.
+"""Programs that tests run (helm, kubectl, promtool, an MLflow server, ...), pinned, fetched once into `.cache/chart`.
 
     python -m scripts.chart_tools          fetch what is missing, print where everything is
 

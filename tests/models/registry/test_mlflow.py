@@ -1,9 +1,8 @@
-"""The mirror against a real MLflow server, where the command `mlflow` is there (or FOVEA_MLFLOW names it)."""
+"""The mirror against a real MLflow server, in an environment of its own (mlflow.lock); FOVEA_MLFLOW names another."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,23 +16,26 @@ import pytest
 from models.registry import Registry, Version
 from models.registry.mlflow import Mirror
 from models.support.errors import CheckFailed, UsageError
+from scripts import chart_tools
 from tests.models.registry.conftest import checkpoint, to_live
-
-MLFLOW = os.environ.get("FOVEA_MLFLOW") or shutil.which("mlflow")
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if MLFLOW is None:
-        pytest.skip("no MLflow server here: pip install mlflow somewhere, and name its command in FOVEA_MLFLOW")
+    try:
+        mlflow = os.environ.get("FOVEA_MLFLOW") or str(chart_tools.tool("mlflow"))
+    except CheckFailed as error:
+        pytest.skip(f"MLflow cannot be had here: {error}")
     folder = tmp_path_factory.mktemp("mlflow")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [MLFLOW, "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = [mlflow, "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--default-artifact-root", str(folder / "a")]
+    less = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = {**os.environ, **less}
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):
