@@ -3,8 +3,8 @@
 The teachers are large: the embedded Qwen2.5-VL (2.9 M weights) grown to 157 M (models/embedded/grow.py), served and
 asked like any other.  What they know fits in the model that they were grown from; what they cost is that of their size.
 
-- Short: the student begins as that embedded model with a layer and half of every MLP cut off, and is repaired on 2,700
-  of the teacher's answers about easy-VQA's training pictures.
+- Short: the student begins as that embedded model with two of four layers and three quarters of every MLP cut off, and
+  is repaired on 2,700 of the teacher's answers about easy-VQA's training pictures.
 - Whole, shapes: the student begins from random weights.  It learns from about 13,000 answers, and the report has it in
   INT8 and INT4 too.
 - Whole, lights: photographs of a modem to JSON.  The embedded model first learns them from truth, is grown, and
@@ -54,7 +54,7 @@ class Scale:
 
 SHORT = Scale(pictures=900, more=0, yes_no=1, captions=False, balanced=False)
 WHOLE = Scale(pictures=4000, more=2000, yes_no=1, captions=True, balanced=True)
-LIGHTS_TAUGHT, LIGHTS_ASKED, LIGHTS_HELD_OUT = 5000, 2500, 300
+LIGHTS_TAUGHT, LIGHTS_ASKED, LIGHTS_HELD_OUT = 5000, 1500, 300
 TASKS = ("shapes", "lights")
 
 
