@@ -59,7 +59,12 @@ def make_times(name: str, rate: float, duration_s: float, rng: np.random.Generat
     try:
         return ARRIVALS[name](rate, duration_s, rng, **options)
     except TypeError as error:
-        raise UsageError(f"wrong settings for {name}: {error}", field="--arrival", value=name) from error
+        raise UsageError(
+            f"wrong settings for {name}: {error}",
+            field="--arrival",
+            value=name,
+            fix="docs/loadtest.md lists the options of each arrival process",
+        ) from error
 
 
 def _until(duration_s: float, rate: float, gaps: Callable[[int], Times]) -> Times:
@@ -147,7 +152,9 @@ def soak(rate: float, duration_s: float, rng: np.random.Generator, swing: float 
     _positive("period_s", period_s)
     _positive("swing", swing, zero=True)
     if swing > 1:
-        raise UsageError("must be at most 1", field="--arrival-option swing", value=swing)
+        raise UsageError(
+            "must be at most 1", field="--arrival-option swing", value=swing, fix="give a share from 0 to 1"
+        )
     return _by_rate(lambda t: 1 + swing * np.sin(2 * np.pi * t / period_s), duration_s, rate, rng)
 
 

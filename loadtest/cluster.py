@@ -120,7 +120,12 @@ def run_on_ray(
     try:
         ray.init(address=config.ray_address, runtime_env=environment, log_to_driver=False, logging_level=40)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UsageError(f"cannot reach Ray: {error}", field="--ray-address", value=config.ray_address) from error
+        raise UsageError(
+            f"cannot reach Ray: {error}",
+            field="--ray-address",
+            value=config.ray_address,
+            fix="start it (`ray start --head`), and name HOST:PORT of its client server",
+        ) from error
     try:
         values, files = _portable(config)
         kind: Any = ray.remote(LoadActor)
@@ -134,9 +139,23 @@ def run_on_ray(
             results = ray.get(runs)
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
-            raise cause if isinstance(cause, UsageError) else UsageError(f"a load actor failed: {error}") from error
+            raise (
+                cause
+                if isinstance(cause, UsageError)
+                else UsageError(
+                    f"a load actor failed: {error}",
+                    field="--ray-address",
+                    value=config.ray_address,
+                    fix="see the log of the Ray cluster: this project must be installed on each machine",
+                )
+            ) from error
         except ray.exceptions.RayActorError as error:
-            raise UsageError(f"a load actor died: {error}", field="--ray-address", value=config.ray_address) from error
+            raise UsageError(
+                f"a load actor died: {error}",
+                field="--ray-address",
+                value=config.ray_address,
+                fix="see the log of the Ray cluster; try fewer --processes",
+            ) from error
     finally:
         ray.shutdown()
     paths = []

@@ -150,7 +150,10 @@ def _shell(name: str, command: str, limit_s: float) -> None:
     except subprocess.SubprocessError as error:
         text = getattr(error, "stderr", None) or str(error)
         raise UsageError(
-            f"the command failed: {str(text).strip()[:200]}", field=f"--{name}-command", value=command
+            f"the command failed: {str(text).strip()[:200]}",
+            field=f"--{name}-command",
+            value=command,
+            fix="run the command by hand: it must end with 0",
         ) from error
 
 

@@ -62,7 +62,12 @@ class FaultProxy:
     def __init__(self, upstream: str, port: int = 0, seed: int = 0):
         self.target = Target.parse(upstream)
         if self.target.scheme != "http":
-            raise UsageError("the proxy speaks plain http only", field="--upstream", value=upstream)
+            raise UsageError(
+                "the proxy speaks plain http only",
+                field="--upstream",
+                value=upstream,
+                fix="name an http:// upstream, or put the proxy behind what ends TLS",
+            )
         self.port = port
         self.fault: Fault | None = None
         self.injected = 0

@@ -56,7 +56,12 @@ class Demand:
         }
         for name, good in checks.items():
             if not good:
-                raise UsageError("out of range", field=f"--{name}", value=getattr(self, name))
+                raise UsageError(
+                    "out of range",
+                    field=f"--{name}",
+                    value=getattr(self, name),
+                    fix="stay within the bounds that docs/money.md gives",
+                )
 
 
 def replicas(rate: float, capacity: float, demand: Demand) -> int:

@@ -25,7 +25,9 @@ def read_yaml(path: str, option: str) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"cannot read: {error.strerror}", field=option, value=path, fix="name a file") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(f"not YAML: {' '.join(str(error).split())}", field=option, value=path) from error
+        raise UsageError(
+            f"not YAML: {' '.join(str(error).split())}", field=option, value=path, fix="mend the file there"
+        ) from error
     if not isinstance(data, dict):
         raise UsageError("must be a mapping of keys", field=option, value=path, fix="see docs/money.md")
     return data

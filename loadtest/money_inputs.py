@@ -65,7 +65,12 @@ def from_report(
     elif right["n"] == 0:
         fill("success_rate", 1, "100 %", "answers were not scored: every answered query counts as right")
     else:
-        raise UsageError("no answer was right, so there is no price of a right one", field="accuracy", value=0)
+        raise UsageError(
+            "no answer was right, so there is no price of a right one",
+            field="accuracy",
+            value=0,
+            fix="load it with a workload whose answers the model knows",
+        )
     values["serving"] = _serving(data, stated.get("serving"), where, notes)
     serving = values["serving"]
     if "queries_per_month" not in stated:
@@ -118,7 +123,12 @@ def _serving(data: Mapping[str, Any], stated: Any, where: str, notes: list[Assum
     """Return the `serving` section, machines filled in from the report."""
     given = dict(stated) if isinstance(stated, Mapping) else {}
     if stated is not None and not isinstance(stated, Mapping):
-        raise UsageError("must be a mapping with kind", field=f"{where}: serving", value=str(stated))
+        raise UsageError(
+            "must be a mapping with kind",
+            field=f"{where}: serving",
+            value=str(stated),
+            fix="write `kind: ...` and its settings; docs/money.md has them",
+        )
     if given.setdefault("kind", "self_hosted") != "self_hosted":
         notes.append(Assumption("serving", _short(given), where))
         return given

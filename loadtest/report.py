@@ -235,7 +235,12 @@ def load_report(folder: Path | str) -> Report:
             f"cannot read the report: {error.strerror}", field="report", value=str(folder), fix=fix
         ) from error
     except ValueError as error:
-        raise UsageError(f"not a report: {error}", field="report", value=str(folder)) from error
+        raise UsageError(
+            f"not a report: {error}",
+            field="report",
+            value=str(folder),
+            fix="name the --out folder of `fovea loadtest run`, or its report.json",
+        ) from error
     if not isinstance(data, dict) or data.get("kind") != "loadtest":
         raise UsageError("not a load test's report", field="report", value=str(folder), fix="name the folder of a run")
     if records.dtype != RECORD:

@@ -174,7 +174,12 @@ def compute(config: RoiConfig, where: str) -> dict[str, Any]:
     for what, rows in (("benefits", benefits), ("costs", [row for _, row in costs])):
         names = [row.name for row in rows]
         if len(set(names)) < len(names):
-            raise UsageError("two lines have the same name", field=f"{where}: {what}", value=", ".join(names))
+            raise UsageError(
+                "two lines have the same name",
+                field=f"{where}: {what}",
+                value=", ".join(names),
+                fix="give each line a name of its own",
+            )
     once = {row.name: row.usd for first, row in costs if first}
     yearly = {row.name: row.usd for first, row in costs if not first}
     roi = Roi({row.name: row.usd for row in benefits}, once, yearly)
@@ -230,7 +235,12 @@ def _benefit(line: Benefit, volume: Datum, data: dict[str, Datum], where: str) -
         how = f"{lift:%} of ${sales:,} sales x {line.margin:%} margin"
         return Row(line.name, line.group, sales * lift * line.margin, how, line.source)
     if line.measured is not None and not line.measured.endswith("per_month") and "_per_month." not in line.measured:
-        raise UsageError("must name a figure in dollars a month", field=f"{where}.from", value=line.measured)
+        raise UsageError(
+            "must name a figure in dollars a month",
+            field=f"{where}.from",
+            value=line.measured,
+            fix="name one that ends with usd_per_month",
+        )
     found = _stated_or_measured(line, "usd_per_year", data, where)
     if line.measured is None:
         return Row(line.name, line.group, found.value, "a year", found.source)

@@ -103,7 +103,9 @@ def from_metrics(where: str, now: Callable[[], float] = time.time) -> dict[str, 
                 elif sample.name == "fovea_vendor_usd_avoided_total":
                     add(f"avoided {sample.labels['vendor_model']}", sample.value)
     except (ValueError, KeyError) as error:
-        raise UsageError(f"not Prometheus text: {error}", field="data.metrics", value=where) from error
+        raise UsageError(
+            f"not Prometheus text: {error}", field="data.metrics", value=where, fix="save what GET /metrics answers"
+        ) from error
     answered, failed = sums.get("status 2xx", Decimal(0)), sums.get("status 5xx", Decimal(0))
     if not answered:
         fix = "ask again once it has served"
@@ -144,7 +146,9 @@ def _read(where: str, now: Callable[[], float]) -> tuple[str, float]:
         return path.read_text(encoding="utf-8"), path.stat().st_mtime
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
-        raise UsageError(f"cannot read: {reason}", field="data.metrics", value=where) from error
+        raise UsageError(
+            f"cannot read: {reason}", field="data.metrics", value=where, fix="name an existing file"
+        ) from error
 
 
 def _quantile(buckets: dict[float, float], q: float) -> Decimal | None:

@@ -50,9 +50,13 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise UsageError(f"cannot read: {error.strerror}", field="--trace", value=str(path)) from error
+        raise UsageError(
+            f"cannot read: {error.strerror}", field="--trace", value=str(path), fix="name an existing file"
+        ) from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"not UTF-8 at byte {error.start}", field="--trace", value=str(path)) from error
+        raise UsageError(
+            f"not UTF-8 at byte {error.start}", field="--trace", value=str(path), fix="save it as UTF-8"
+        ) from error
     if text.lstrip().startswith("{"):
         for number, line in enumerate(text.split("\n"), 1):
             if not line.strip():
@@ -60,9 +64,11 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise UsageError(f"not JSON: {error}", field=f"{path}, line {number}") from error
+                raise UsageError(
+                    f"not JSON: {error}", field=f"{path}, line {number}", fix="write one JSON object a line"
+                ) from error
             if not isinstance(row, dict):
-                raise UsageError("not an object", field=f"{path}, line {number}")
+                raise UsageError("not an object", field=f"{path}, line {number}", fix="write one JSON object a line")
             yield number, row
         return
     reader = csv.DictReader(io.StringIO(text, newline=""))
@@ -70,7 +76,9 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         for row in reader:
             yield reader.line_num, row
     except csv.Error as error:
-        raise UsageError(f"not CSV: {error}", field=f"{path}, line {reader.line_num}") from error
+        raise UsageError(
+            f"not CSV: {error}", field=f"{path}, line {reader.line_num}", fix="mend the line there"
+        ) from error
 
 
 def _first(row: dict[str, Any], names: tuple[str, ...]) -> Any:
@@ -116,15 +124,27 @@ def read_trace(path: Path | str) -> Trace:
         try:
             seconds = _seconds(given)
         except ValueError as error:
-            raise UsageError("not a time", field=f"{file}, line {number}", value=str(given)) from error
+            raise UsageError(
+                "not a time",
+                field=f"{file}, line {number}",
+                value=str(given),
+                fix="write seconds, or a date and time as ISO 8601 has it",
+            ) from error
         if not math.isfinite(seconds):
-            raise UsageError("not a time", field=f"{file}, line {number}", value=str(given))
+            raise UsageError(
+                "not a time",
+                field=f"{file}, line {number}",
+                value=str(given),
+                fix="write seconds, or a date and time as ISO 8601 has it",
+            )
         milliseconds |= "hash_ids" in row
         times.append(seconds)
         inputs.append(_tokens(_first(row, INPUTS)))
         outputs.append(_tokens(_first(row, OUTPUTS)))
     if not times:
-        raise UsageError("the trace is empty", field="--trace", value=str(path))
+        raise UsageError(
+            "the trace is empty", field="--trace", value=str(path), fix="name a file with at least one request"
+        )
     at = np.array(times) / (1000 if milliseconds else 1)
     order = np.argsort(at, kind="stable")
     return Trace(at[order] - at[order[0]], np.array(inputs)[order], np.array(outputs)[order], milliseconds)

@@ -43,7 +43,12 @@ def build(args: dict[str, Any]) -> Any:
     """
     unknown = sorted(set(args) - {"stack", "model"})
     if unknown or not isinstance(args.get("stack"), dict):
-        raise UsageError("must have `stack` and may have `model`", field="args", value=", ".join(sorted(args)))
+        raise UsageError(
+            "must have `stack` and may have `model`",
+            field="args",
+            value=", ".join(sorted(args)),
+            fix="write args: {stack: {...}, model: NAME}",
+        )
     data, name = expand(args["stack"]), args.get("model")
     if name is None:
         if "models" not in data:  # they come as the deployment's user_config
@@ -76,7 +81,12 @@ def expand(value: Any) -> Any:
     def variable(match: re.Match[str]) -> str:
         found = os.environ.get(match.group(1))
         if found is None:
-            raise UsageError("environment variable is not set", field="args.stack", value=match.group(0))
+            raise UsageError(
+                "environment variable is not set",
+                field="args.stack",
+                value=match.group(0),
+                fix="set it on every node of the Ray cluster",
+            )
         return quote(found, safe="") if "://" in value else found
 
     return _VARIABLE.sub(variable, value)

@@ -76,7 +76,12 @@ def image_url(image: str) -> str:
     try:
         data = sys.stdin.buffer.read() if image == "-" else Path(image).read_bytes()
     except OSError as error:
-        raise UsageError(f"cannot read the image: {error.strerror}", field="IMAGE", value=image) from error
+        raise UsageError(
+            f"cannot read the image: {error.strerror}",
+            field="IMAGE",
+            value=image,
+            fix="name an existing file, a URL, or - for standard input",
+        ) from error
     kind = mimetypes.guess_type(image)[0] or "application/octet-stream"
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
@@ -125,7 +130,9 @@ def _call(url: str, body: dict[str, Any] | None, timeout_s: float) -> Any:
         kind = UsageError if error.code < 500 else CheckFailed
         raise kind(f"the server answered {error.code}: {text}", field="--url", value=url) from error
     except (ValueError, http.client.InvalidURL) as error:
-        raise UsageError(f"not a usable address: {error}", field="--url", value=url) from error
+        raise UsageError(
+            f"not a usable address: {error}", field="--url", value=url, fix="write it like http://127.0.0.1:8000/v1"
+        ) from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         fix = "start `fovea serve` first, or give --url"

@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
         UsageError: the port is not one.
     """
     if args.port is not None and not 1 <= args.port <= 65535:
-        raise UsageError("must be between 1 and 65535", field="--port", value=args.port)
+        raise UsageError("must be between 1 and 65535", field="--port", value=args.port, fix="name a port that is free")
     rows = examine(Machine(port=args.port))
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     print(as_json(rows) if args.json else as_text(rows, color))

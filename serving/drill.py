@@ -64,7 +64,7 @@ def kill(stack: Served, mark: str) -> int:
     """Kill -9 the newest process of a stack with `mark` (an older proxy may be on its way out); return its id."""
     found = processes(stack, mark)
     if not found:
-        raise CheckFailed("the stack has no such process", value=mark)
+        raise CheckFailed("the stack has no such process", value=mark, fix="read serve.log: it may have ended")
     os.kill(found[-1], signal.SIGKILL)
     return found[-1]
 

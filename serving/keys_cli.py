@@ -67,7 +67,11 @@ def run(args: argparse.Namespace) -> int:
     try:
         return asyncio.run(work())
     except StoreDown as error:
-        raise CheckFailed(f"the key store does not answer: {error}", field="identify.keys") from error
+        raise CheckFailed(
+            f"the key store does not answer: {error}",
+            field="identify.keys",
+            fix="start the server that identify.keys names",
+        ) from error
 
 
 async def create(args: argparse.Namespace, store: KeyStore) -> int:

@@ -91,7 +91,7 @@ def haproxy_binary() -> str:
     bundled = Path(spec.origin).parent / "bin" / "haproxy" if spec and spec.origin else None
     found = str(bundled) if bundled and bundled.exists() else shutil.which("haproxy")
     if not found:
-        raise UsageError("no HAProxy found", fix="install ray[serve] on Linux, or haproxy")
+        raise UsageError("not found", field="HAProxy", fix="install ray[serve] on Linux, or haproxy")
     return found
 
 
@@ -232,14 +232,23 @@ def wait_until_running(
                 if application.status == "DEPLOY_FAILED" or (
                     application.status == "UNHEALTHY" or "failed to start" in deployment.message
                 ):
-                    raise CheckFailed("the model could not be started", field=name, value=reason_of(deployment.message))
+                    raise CheckFailed(
+                        "the model could not be started",
+                        field=name,
+                        value=reason_of(deployment.message),
+                        fix="mend what the reason names; `fovea doctor` looks at the machine",
+                    )
         expected = {model.name for model in stack.models} | (set() if stack.single else {FRONT})
         found = [application for name, application in applications.items() if name in expected]
         if len(found) == len(expected) and all(application.status == "RUNNING" for application in found):
             return True
         if stop.wait(0.2):
             return False
-    raise CheckFailed(f"not ready after {timeout_s:g} s", field=", ".join(n for n, s in told.items() if s != "RUNNING"))
+    raise CheckFailed(
+        f"not ready after {timeout_s:g} s",
+        field=", ".join(n for n, s in told.items() if s != "RUNNING"),
+        fix="a large model loads long: see `fovea doctor` for disk and memory",
+    )
 
 
 def wait_until_answering(stack: Stack, stop: threading.Event, timeout_s: float = 60, path: str = "/ready") -> None:
@@ -256,7 +265,10 @@ def wait_until_answering(stack: Stack, stop: threading.Event, timeout_s: float =
         said = f"{status} {body[:200]!r}" if status else body.decode()
         if time.monotonic() > deadline:
             raise CheckFailed(
-                f"the stack runs but does not answer on its port after {timeout_s:g} s", field="listen", value=said
+                f"the stack runs but does not answer on its port after {timeout_s:g} s",
+                field="listen",
+                value=said,
+                fix="see `fovea doctor`: another program may hold the port",
             )
         time.sleep(0.05)
 
@@ -276,7 +288,11 @@ def wait_until_told(stack: Stack, stop: threading.Event, timeout_s: float = 60) 
         except (ValueError, TypeError, KeyError):  # no answer, or HAProxy's own
             good = 0
         if time.monotonic() > deadline:
-            raise CheckFailed(f"the front did not learn of its models within {timeout_s:g} s", value=body[:200])
+            raise CheckFailed(
+                f"the front did not learn of its models within {timeout_s:g} s",
+                value=body[:200],
+                fix="send SIGHUP again, or start the stack anew",
+            )
         time.sleep(0.02)
 
 

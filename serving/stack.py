@@ -324,7 +324,12 @@ def load_stack(path: Path | str) -> Stack:
             f"not YAML: {' '.join(str(error).split())}", field=str(path), fix="mend the file there"
         ) from error
     if not isinstance(data, dict):
-        raise UsageError("must be a mapping with the key `models`", field=str(path), value=type(data).__name__)
+        raise UsageError(
+            "must be a mapping with the key `models`",
+            field=str(path),
+            value=type(data).__name__,
+            fix="begin the file with `models:`",
+        )
     return parse_stack(data, str(path))
 
 

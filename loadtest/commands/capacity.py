@@ -104,7 +104,12 @@ def run(args: argparse.Namespace) -> int:
     if found.partial:
         return 130
     if found.rate is None:
-        raise CheckFailed(f"no rate could be certified: {found.reason}", field="--slo", value=args.slo)
+        raise CheckFailed(
+            f"no rate could be certified: {found.reason}",
+            field="--slo",
+            value=args.slo,
+            fix="raise --confirm, or set an SLO that the server can hold at its lowest rate",
+        )
     return 0
 
 

@@ -86,13 +86,15 @@ def pairs(given: list[str], option: str, *, numbers: bool = False) -> dict[str, 
     for text in given:
         key, sign, raw = text.partition("=")
         if not sign or not key:
-            raise UsageError("must have the form KEY=VALUE", field=option, value=text)
+            raise UsageError(
+                "must have the form KEY=VALUE", field=option, value=text, fix="write KEY=VALUE, for example cv=3"
+            )
         try:
             value = json.loads(raw)
         except ValueError:
             value = raw
         if numbers and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise UsageError("must be a number", field=option, value=text)
+            raise UsageError("must be a number", field=option, value=text, fix="write KEY=NUMBER")
         out[key.replace("-", "_") if not numbers else key] = value
     return out
 
@@ -110,12 +112,21 @@ def hardware_of(args: argparse.Namespace) -> dict[str, Any] | None:
         try:
             loaded = yaml.safe_load(Path(args.hardware).read_text(encoding="utf-8"))
         except OSError as error:
-            raise UsageError(f"cannot read: {error.strerror}", field="--hardware", value=args.hardware) from error
+            raise UsageError(
+                f"cannot read: {error.strerror}", field="--hardware", value=args.hardware, fix="name an existing file"
+            ) from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             text = " ".join(str(error).split())
-            raise UsageError(f"not YAML: {text}", field="--hardware", value=args.hardware) from error
+            raise UsageError(
+                f"not YAML: {text}", field="--hardware", value=args.hardware, fix="mend the file there"
+            ) from error
         if not isinstance(loaded, dict):
-            raise UsageError("must hold usd_per_hour and the like", field="--hardware", value=args.hardware)
+            raise UsageError(
+                "must hold usd_per_hour and the like",
+                field="--hardware",
+                value=args.hardware,
+                fix="write lines like `usd_per_hour: 0.5`",
+            )
         section = loaded.get("hardware", loaded)
         section = {k: str(v) for k, v in section.items()} if isinstance(section, dict) else {}
     for option, key in (("usd_per_hour", "usd_per_hour"), ("utilization", "utilization")):
@@ -186,7 +197,9 @@ def positive(args: argparse.Namespace, *options: str) -> None:
     for option in options:
         value = getattr(args, option)
         if value is not None and not value > 0:
-            raise UsageError("must be above zero", field="--" + option.replace("_", "-"), value=value)
+            raise UsageError(
+                "must be above zero", field="--" + option.replace("_", "-"), value=value, fix="give a number above zero"
+            )
 
 
 def publish(

@@ -59,14 +59,23 @@ def run(args: argparse.Namespace) -> int:
     rounds: Rounds | None = None
     if args.before or args.after:
         if not (args.before and args.after and args.model) or args.reports:
-            raise UsageError("needs --before URL, --after URL and --model, and no reports", field="--before")
+            raise UsageError(
+                "needs --before URL, --after URL and --model, and no reports",
+                field="--before",
+                fix="give the two servers, or two reports",
+            )
         rounds = load_both(args)
         if rounds.pairs == 0:
             return rounds.end(args)
         a, b = rounds.joined()
     else:
         if len(args.reports) != 2:
-            raise UsageError("give two reports, or --before and --after", field="REPORT", value=len(args.reports))
+            raise UsageError(
+                "give two reports, or --before and --after",
+                field="REPORT",
+                value=len(args.reports),
+                fix="name the --out folders of two runs",
+            )
         a, b = (load_report(path) for path in args.reports)
     data = compare(a, b)
     data["command"] = common.command_line()
@@ -80,7 +89,12 @@ def run(args: argparse.Namespace) -> int:
     broken = [row for row in data.get("gate", []) if not row["passed"]]
     if broken:
         names = ", ".join(f"{row['metric']} (limit {row['limit']})" for row in broken)
-        raise CheckFailed(f"the gate fails: {names}", field="--gate", value=args.gate)
+        raise CheckFailed(
+            f"the gate fails: {names}",
+            field="--gate",
+            value=args.gate,
+            fix="see the report for which metric and how far; the limits are in the file of --gate",
+        )
     return 130 if a.partial or b.partial else 0
 
 

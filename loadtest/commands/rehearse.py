@@ -74,7 +74,11 @@ def run(args: argparse.Namespace) -> int:
     common.positive(args, "rate", "part", "bad_rate", "slower")
     common.check_out(args.out)
     if args.upstream and not args.proxy_port:
-        raise UsageError("needs --proxy-port, the port that the stack has as its upstream", field="--upstream")
+        raise UsageError(
+            "needs --proxy-port, the port that the stack has as its upstream",
+            field="--upstream",
+            fix="give the port, and let the stack ask http://127.0.0.1:PORT",
+        )
     given = {"kill": args.kill_command, "cache-stop": args.cache_stop_command, "cache-start": args.cache_start_command}
 
     verdicts: list[Verdict] = []
@@ -107,7 +111,9 @@ def run(args: argparse.Namespace) -> int:
         return 130
     wrong = [v.name for v in verdicts if v.verdict == "failed"]
     if wrong:
-        raise CheckFailed(f"drills failed: {', '.join(wrong)}")
+        raise CheckFailed(
+            f"drills failed: {', '.join(wrong)}", fix="the report says what was expected and what was seen"
+        )
     if all(v.verdict == "skipped" for v in verdicts):
         raise CheckFailed("every drill was skipped", fix="give the commands that the drills need")
     return 0

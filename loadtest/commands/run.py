@@ -65,9 +65,13 @@ def read_classes(path: str) -> tuple[dict[str, Any], ...]:
     try:
         loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"cannot read: {error.strerror}", field="--classes", value=path) from error
+        raise UsageError(
+            f"cannot read: {error.strerror}", field="--classes", value=path, fix="name an existing file"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"not YAML: {' '.join(str(error).split())}", field="--classes", value=path) from error
+        raise UsageError(
+            f"not YAML: {' '.join(str(error).split())}", field="--classes", value=path, fix="mend the file there"
+        ) from error
     rows = loaded.get("classes") if isinstance(loaded, dict) else loaded
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise UsageError("must be a list of traffic classes", field="--classes", value=path, fix="see docs/loadtest.md")

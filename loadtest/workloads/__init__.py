@@ -26,7 +26,11 @@ def make_workload(name: str, seed: int = 0, **options: Any) -> Workload:
     try:
         made = WORKLOADS[name](seed=seed, **options)
     except TypeError as error:
-        raise UsageError(f"wrong options for {name}: {error}", field="--workload-option") from error
+        raise UsageError(
+            f"wrong options for {name}: {error}",
+            field="--workload-option",
+            fix="docs/loadtest.md lists the options of each workload",
+        ) from error
     if len(made) == 0:
         raise UsageError("the workload is empty", field="--workload", value=name, fix="give it at least one item")
     return made

@@ -170,7 +170,9 @@ def jsonl(path: str, seed: int = 0, shuffle: bool = True) -> ListWorkload:
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise UsageError(f"cannot read: {error.strerror}", field="--workload", value=path) from error
+        raise UsageError(
+            f"cannot read: {error.strerror}", field="--workload", value=path, fix="name an existing file"
+        ) from error
     items = []
     for number, raw in enumerate(data.split(b"\n"), 1):
         if not raw.strip():

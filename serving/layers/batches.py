@@ -52,7 +52,11 @@ class BatchesApi:
         try:
             await self.runner.start()
         except Exception as error:  # OSError, sqlite3.Error
-            raise UsageError(f"cannot use the folder: {error}", field="batches.folder") from error
+            raise UsageError(
+                f"cannot use the folder: {error}",
+                field="batches.folder",
+                fix="name a folder that this user may write to",
+            ) from error
 
     async def stop(self) -> None:
         """End the running lines; another replica or the next start goes on."""

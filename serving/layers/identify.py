@@ -72,7 +72,11 @@ class Identify:
         try:
             await self.ring.refresh()
         except StoreDown as error:
-            raise UsageError(f"cannot read the keys: {error}", field="identify.keys") from error
+            raise UsageError(
+                f"cannot read the keys: {error}",
+                field="identify.keys",
+                fix="make a key with `fovea keys create`, or start the server that holds them",
+            ) from error
 
     async def stop(self) -> None:
         """Close the store."""

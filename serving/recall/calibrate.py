@@ -43,7 +43,9 @@ def read_pairs(path: Path) -> list[tuple[bool, str, str]]:
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the pairs: {error}", field="PAIRS", value=str(path)) from error
+        raise UsageError(
+            f"cannot read the pairs: {error}", field="PAIRS", value=str(path), fix="name an existing JSONL file"
+        ) from error
     found = []
     for number, line in enumerate(lines, 1):
         try:
@@ -53,10 +55,19 @@ def read_pairs(path: Path) -> list[tuple[bool, str, str]]:
             fix = 'write {"same": true, "a": TEXT, "b": TEXT}'
             raise UsageError("is no pair", field=f"{path}:{number}", value=line[:80], fix=fix) from error
         if not (isinstance(same, bool) and isinstance(a, str) and isinstance(b, str)):
-            raise UsageError("`same` is true or false, `a` and `b` are texts", field=f"{path}:{number}")
+            raise UsageError(
+                "`same` is true or false, `a` and `b` are texts",
+                field=f"{path}:{number}",
+                fix='write lines like {"same": true, "a": "...", "b": "..."}',
+            )
         found.append((same, a, b))
     if not any(same for same, _, _ in found) or all(same for same, _, _ in found):
-        raise UsageError("needs pairs of both kinds", field="PAIRS", value=str(path))
+        raise UsageError(
+            "needs pairs of both kinds",
+            field="PAIRS",
+            value=str(path),
+            fix="add pairs that mean the same, and pairs that do not",
+        )
     return found
 
 

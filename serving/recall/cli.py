@@ -62,7 +62,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         result = asyncio.run(work())
     except StoreDown as error:
-        raise CheckFailed(f"the store does not answer: {error}", field="recall.store") from error
+        raise CheckFailed(
+            f"the store does not answer: {error}", field="recall.store", fix="start the server that recall.store names"
+        ) from error
     print(json.dumps(result) if args.json else "\n".join(f"{name}: {value}" for name, value in result.items()))
     return 0
 

