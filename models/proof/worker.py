@@ -189,18 +189,20 @@ def main(folder: Path, names: list[str]) -> int:
     os.dup2(2, 1)  # what libraries print goes to stderr: stdout is for the rows
     os.environ.update(HF_HUB_OFFLINE="1", VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1")
     os.environ["TORCHDYNAMO_DISABLE"] = "1"  # as `enforce_eager`, for what vLLM compiles all the same
+    os.environ["OMP_NUM_THREADS"] = "1"  # over matrices as small as these, threads wait for one another
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would replace the size that ENGINE says
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     import vllm  # noqa: F401
 
     import models.proof.families  # noqa: F401  fills RECIPES
 
-    gc.freeze()  # a collection after each engine need not walk through everything that was imported
     for name in names:
         print(json.dumps({"begin": name}), file=out, flush=True)
         row: dict[str, Any] = {"variant": name}
         one = RECIPES[name]
         one.build(one, folder / name)
+        # vLLM collects garbage six times per engine: it need not walk through everything that was imported so far
+        gc.freeze()
         try:
             row |= {"result": "ran"} | prove(one, folder / name)
         except ProofFailed as error:
@@ -214,10 +216,9 @@ def main(folder: Path, names: list[str]) -> int:
 
                 traceback.print_exc()
         print(json.dumps(row), file=out, flush=True)
-        gc.collect()
         from vllm.distributed import cleanup_dist_env_and_memory
 
-        cleanup_dist_env_and_memory()
+        cleanup_dist_env_and_memory()  # collects, too
     return 0
 
 
