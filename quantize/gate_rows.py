@@ -60,7 +60,8 @@ def rate_at_slo(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "not measured"
     if found["certified_per_s"] is not None:
-        return f"{found['certified_per_s']:.1f} ({100 * found['confidence']:g} % sure)"
+        more = " or more: none tried broke it" if found["broken_per_s"] is None else ""
+        return f"{found['certified_per_s']:.1f}{more} ({100 * found['confidence']:g} % sure)"
     best = f"about {found['best_per_s']:.1f}, not shown" if found["best_per_s"] else "none"
     return f"{best}: {found['reason']}"
 

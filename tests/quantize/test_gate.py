@@ -18,6 +18,7 @@ from quantize import artifact
 from quantize.engine import EngineSettings, Held, Served
 from quantize.gate import GateSettings, run_gate
 from quantize.gate_report import print_gate
+from quantize.gate_rows import rate_at_slo
 from quantize.probe import Probe
 from tests.models.openai_simulator import OpenAISimulator
 from tests.quantize.checkpoints import EMBEDDED, change_config, copy_of
@@ -61,9 +62,9 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
 
     def searched(url: str, name: str, golden: str, out: Path, **more: Any) -> dict[str, Any]:
         found.searched.append((name, more["slo_ms"]))
-        rate: dict[str, Any] = {"certified_per_s": 40.0, "best_per_s": 45.0, "reason": None}
+        rate: dict[str, Any] = {"certified_per_s": 40.0, "best_per_s": 45.0, "broken_per_s": 50.0, "reason": None}
         if name == "parent":
-            rate = {"certified_per_s": None, "best_per_s": 20.0, "reason": "a queue grew"}
+            rate = {"certified_per_s": None, "best_per_s": 20.0, "broken_per_s": 25.0, "reason": "a queue grew"}
         return {"slo": "p95", "slo_ms": more["slo_ms"], "confidence": 0.95, **rate}
 
     monkeypatch.setattr("quantize.gate.probe", probed)
@@ -131,6 +132,13 @@ def test_the_terminal_has_a_row_per_figure(
     print_gate(gate(candidate, tmp_path / "out"), tmp_path / "out")
     plain = capsys.readouterr().out
     assert "highest rate" not in plain and "$" not in plain
+
+
+def test_a_rate_that_nothing_broke_is_a_lower_bound() -> None:
+    found = {"certified_per_s": 100.0, "best_per_s": 100.0, "broken_per_s": None, "reason": None, "confidence": 0.95}
+    assert rate_at_slo(found) == "100.0 or more: none tried broke it (95 % sure)"
+    assert rate_at_slo(found | {"certified_per_s": None, "best_per_s": None, "reason": "late"}) == "none: late"
+    assert rate_at_slo(None) == "not measured"
 
 
 def test_the_highest_rate_is_searched_once_for_each_slo(engines: Engines, candidate: Path, tmp_path: Path) -> None:
