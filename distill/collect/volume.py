@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from distill.collect.buy import Buyer, Question
     from distill.collect.teacher import OpenTeacher
 
-STAGES = 4
-"""Stages of the job beside the engine (pictures, template, tokens, text), a process each."""
+STAGES = 4 + 2
+"""Stages of the job beside the engine: a process each for pictures, template, tokens and text, which stay, and a task
+each before and after them, for which there has to be room too."""
 
 
 async def buy_in_volume(buyer: Buyer, teacher: OpenTeacher, questions: Sequence[Question]) -> None:
