@@ -88,8 +88,9 @@ def file_digest(path: Path) -> str:
 
 
 def _collected(report: dict[str, Any]) -> str:
+    total = max(report["rows"], report["rows_labelled"])  # rows that people labelled are not asked for
     lines = [
-        f"collect: {report['rows_labelled']} of {report['rows']} rows labelled; "
+        f"collect: {report['rows_labelled']} of {total} rows labelled; "
         f"{report['answers_bought']} answers bought, {report['answers_before']} were there; "
         f"${report['spent_usd']} of ${report['limit_usd']} spent"
     ]

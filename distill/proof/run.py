@@ -1,6 +1,6 @@
 """Run the proof: `make demo-distill` (short, under 15 minutes) or `make prove-distill` (whole).
 
-The teachers are large: the embedded Qwen2.5-VL (2.9 M weights) grown to 157 M (models/embedded/grow.py), served and
+The teachers are large: the embedded Qwen2.5-VL (2.9 M weights) grown to 159 M (models/embedded/grow.py), served and
 asked like any other.  What they know fits in the model that they were grown from; what they cost is that of their size.
 
 - Short: the student begins as that embedded model with two of four layers and three quarters of every MLP cut off, and
