@@ -37,6 +37,7 @@ from distill.train.state import rate_at
 from distill.training_rows import RowError, TrainingRows
 from distill.work import Work, open_work
 from models.support.errors import CheckFailed, UsageError
+from serving.adapters import Adapter
 from tests.distill.training import EMBEDDED, training_work
 
 QWEN, PALIGEMMA = EMBEDDED / "qwen2_5_vl", EMBEDDED / "paligemma"
@@ -148,6 +149,7 @@ def test_adapters_move_alone_and_are_merged(tmp_path: Path, method: str) -> None
     adapter = json.loads((out / "adapter/adapter_config.json").read_text())
     assert adapter["r"] == 4 and {name.split(".")[-1] for name in adapter["target_modules"]} == {"q_proj", "v_proj"}
     assert 0 < report["parameters_trained"] < report["parameters"] / 50
+    assert Adapter(name="colours", source=str(out / "adapter")).check() == 4  # a stack takes it beside its base
     plain = Train(base="x")
     before, after = load_model(plain, QWEN).state_dict(), load_model(plain, out / "student").state_dict()
     moved = {name for name in before if not torch.allclose(before[name], after[name], atol=1e-6)}
