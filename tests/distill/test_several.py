@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +18,9 @@ from tests.distill.training import training_work
 SECTION: dict[str, Any] = {"precision": "fp32", "stages": [{"steps": 4, "rate": 1e-3}], "evaluate_every": 2}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def ray_here() -> Iterator[None]:
-    """One small Ray for all tests of this file: each start is seconds."""
+    """A small Ray that gives away more processors than there may be."""
     import os
 
     import ray
@@ -53,7 +55,36 @@ def test_two_workers_take_the_steps_of_one(tmp_path: Path, ray_here: None) -> No
     assert run_steps(work, ["train"])["train"]["cached"]
 
 
-def test_what_a_worker_finds_is_said_as_alone(tmp_path: Path, ray_here: None) -> None:
+@pytest.fixture
+def without_processes(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
+    """Have a trainer that runs the first worker in this process and fails as Ray's does; no Ray is started."""
+    import ray.train
+    import ray.train.torch
+
+    from distill.train import several
+
+    died: list[BaseException] = []
+
+    class Trainer:
+        def __init__(self, worker: Any, *, train_loop_config: dict[str, str], **_: object):
+            self.worker, self.config = worker, train_loop_config
+
+        def fit(self) -> None:
+            try:
+                if died:
+                    raise died[0]
+                self.worker(self.config)
+            except Exception as error:
+                raise ray.train.WorkerGroupError(f"rank 0: {error}", {0: error}) from error
+
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
+    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    monkeypatch.setattr(ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(several, "cluster", lambda cpus: nullcontext(0.0))
+    return died
+
+
+def test_what_a_worker_finds_is_said_as_alone(tmp_path: Path, without_processes: list[BaseException]) -> None:
     work = training_work(tmp_path, workers=2, **SECTION)
     (tmp_path / "p3.png").unlink()
     with pytest.raises(UsageError, match="row 'r3'") as caught:
@@ -63,14 +94,7 @@ def test_what_a_worker_finds_is_said_as_alone(tmp_path: Path, ray_here: None) ->
         training_work(tmp_path, workers=5)
 
 
-def test_a_worker_that_dies(tmp_path: Path, ray_here: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    import distill.train.several as several
-
-    def dies(config: dict[str, str]) -> None:
-        import os
-
-        os._exit(9)
-
-    monkeypatch.setattr(several, "_worker", dies)
-    with pytest.raises(CheckFailed, match=r"train\.workers: a worker failed"):
+def test_a_worker_that_dies(tmp_path: Path, without_processes: list[BaseException]) -> None:
+    without_processes.append(RuntimeError("The actor died unexpectedly"))
+    with pytest.raises(CheckFailed, match=r"train\.workers: a worker failed: rank 0: The actor died.*run it again"):
         run_steps(training_work(tmp_path, workers=2, **SECTION), ["train"])
