@@ -19,7 +19,7 @@ from models.support.errors import UsageError
 from models.support.files import atomic_write, write_json
 from models.support.progress import Progress
 
-VERSION = 1
+VERSION = 2
 """Raised when the same recipe would train another student."""
 
 
