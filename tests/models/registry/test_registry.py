@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.evaluation import target
 from models.registry import Policy, Registry, Version, open_registry
+from models.registry.files import read_mark
 from models.registry.gates import difference_low
 from models.registry.schema import File, Requirement, version_digest
 from models.registry.store import FolderStore, open_store
@@ -50,6 +54,24 @@ def test_resolve_gives_the_files_and_says_which_version_they_are(registry: Regis
     for name, file in one.files.items():
         assert (found.folder / name).stat().st_size == file.bytes
     assert registry.resolve("m").folder == found.folder
+
+
+def test_a_version_is_served_from_the_files_that_were_checked_out(
+    registry: Registry, one: Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`fovea models evaluate m@1`; that a folder is served and asked is seen in tests/e2e."""
+    seen: list[tuple[dict[str, object] | None, str, str | None]] = []
+
+    @contextmanager
+    def served_folder(source: Path, name: str, *, shown: str | None = None) -> Iterator[str]:
+        seen.append((read_mark(source), name, shown))
+        yield "http://127.0.0.1:1/v1"
+
+    monkeypatch.setattr(target, "served_folder", served_folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    with target.served_version("m@1", str(tmp_path / "store")) as found:
+        assert found == ("http://127.0.0.1:1/v1", "m")
+    assert seen == [({"name": "m", "version": 1, "digest": one.digest}, "m", "m@1")]
 
 
 def test_stages_follow_one_another(registry: Registry, one: Version) -> None:
