@@ -71,7 +71,9 @@ class Cluster:
             key: value.replace("/tmp", str(folder)).replace("/opt/fovea/serving", str(ROOT / "serving"))
             for key, value in given.items()
         }
-        moved |= {key: str(folder / key) for key, value in given.items() if value.startswith(("/models", "/compiled"))}
+        moved |= {key: str(folder / key) for key, value in given.items() if value.startswith("/models")}
+        # kernels are not compiled once more: they lie where the other tests' stacks have them
+        moved = {key: value for key, value in moved.items() if not given.get(key, "").startswith("/compiled")}
         moved["FOVEA_HAPROXY"] = haproxy_binary()
         # two stacks on one machine must not meet; a pod has these places for itself
         own = {
