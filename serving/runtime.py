@@ -202,9 +202,8 @@ def deploy(stack: Stack) -> None:
         except (RayError, TimeoutError) as error:  # the proxy was not up within Ray's 60 s
             serve.shutdown()
             if number == 2:
-                raise CheckFailed(
-                    "Ray Serve's proxy did not start", value=str(error)[:300], fix="see `fovea doctor`"
-                ) from error
+                why = str(error).strip().rpartition("\n")[2]  # before it stands Ray's traceback
+                raise CheckFailed("Ray Serve's proxy did not start", value=why, fix="see `fovea doctor`") from error
     run(targets_of(stack))
 
 
