@@ -131,7 +131,7 @@ class Quota:
         body = exchange.body or b""
         text = max(0, len(body) - sum(len(opened.item.url) for opened in exchange.found))
         answer, prompts = 0, 1
-        if api_path(scope) != "/v1/embeddings" and content_type(scope) not in FORMS:
+        if body and api_path(scope) != "/v1/embeddings" and content_type(scope) not in FORMS:
             parsed = exchange.json()
             named = ("max_completion_tokens", "max_tokens", "max_output_tokens")
             answer = next((value for name in named if (value := _whole(parsed.get(name)))), self.section.reserve_tokens)

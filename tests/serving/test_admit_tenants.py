@@ -268,3 +268,22 @@ def exchange_marks_left(house: House) -> None:
         settle(ask, exchange, watch, failed=False)
 
     house.layer._settle = left  # type: ignore[method-assign]
+
+
+async def test_a_request_without_a_body_is_a_request(store: str) -> None:
+    """Cancelling a stored response has none."""
+    house = House({"requests_per_minute": 2, "tokens_per_minute": 1000}, store=store)
+    house.engine.usage = {}
+    cancel = "/v1/responses/resp_1/cancel"
+
+    async def ask() -> Answer:
+        return await call(house.app, scope_of("POST", cancel), b"")
+
+    async def engine(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 404, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    layers_of(house.app)[-1].app = engine
+    assert [(await ask()).status for _ in range(2)] == [404, 404]
+    refused(await ask(), "requests_per_minute")
+    await house.close()
