@@ -65,12 +65,13 @@ say "RUN"
 run=$(sed -n 's/^RUN //p' "$file")
 chroot "$root" /bin/sh -c "$run"
 fi
-du -sh --one-file-system "$root" | cut -f1 | sed 's/^/size: /'
+size() { du -sh "$root/opt/fovea" "$root/usr" "$root/var"; } # what is bound into it is not of it
+size
 for job in $jobs; do
     say "RUN of Containerfile.$job"
     run=$(sed -n 's/^RUN //p' "$top/Containerfile.$job")
     PROFILE=$profile chroot "$root" /bin/sh -c "$run"
-    du -sh --one-file-system "$root" | cut -f1 | sed 's/^/size: /'
+    size
 done
 
 say "the stack, as user 10001, with a read-only root"
@@ -102,7 +103,7 @@ pathlib.Path(\"/tmp/question\").write_text(item.question)"
 for job in $jobs; do
     say "a job: $job"
     case $job in
-        quantize) inside 'cd /opt/fovea && fovea quantize run embedded:qwen2_5_vl --scheme w8a8 --out /tmp/int8 && ls -l /tmp/int8' ;;
+        quantize) inside 'cd /opt/fovea && fovea quantize run embedded:qwen2_5_vl --scheme w8a8 --calibration easy-vqa-train --out /tmp/int8 && ls -l /tmp/int8' ;;
         distill) inside 'cd /data && fovea distill schema >/tmp/schema && wc -c /tmp/schema && /opt/fovea/.venv/bin/python -c "import jinja2, peft, torch"' ;;
     esac
 done
