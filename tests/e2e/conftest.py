@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -9,18 +10,22 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import yaml
 
+import fovea
 from serving.runtime import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
+HTTP = httpx.Client(timeout=120)
+"""One for all: to make one takes longer than most requests here."""
 
 
 @dataclass
@@ -30,6 +35,7 @@ class Running:
     process: subprocess.Popen[str]
     base: str
     lines: list[str]
+    key: str = "none"
 
     @property
     def url(self) -> str:
@@ -39,7 +45,7 @@ class Running:
     @property
     def client(self) -> Any:
         """The unmodified OpenAI client; no retries, so that an error is seen."""
-        return openai.OpenAI(base_url=self.url, api_key="none", max_retries=0, timeout=120)
+        return openai.OpenAI(base_url=self.url, api_key=self.key, max_retries=0, timeout=120)
 
 
 @contextmanager
@@ -83,6 +89,18 @@ def served(stack: dict[str, object], folder: Path) -> Iterator[Running]:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         log.close()
+
+
+def command(*words: str, **environment: str) -> dict[str, Any]:
+    """Run `fovea` in this process with --json and return what it printed."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        code = fovea.main([*words, "--json"])
+    assert code == 0, (words, printed.getvalue()[-2000:])
+    result: dict[str, Any] = json.loads(printed.getvalue())
+    return result
 
 
 def model(family: str, **more: object) -> dict[str, object]:

@@ -24,7 +24,7 @@ def fovea(qwen: Running, out: Path, command: str, *words: str) -> tuple[int, dic
 
 
 def test_scored_answers_with_the_servers_own_metrics(qwen: Running, tmp_path: Path) -> None:
-    words = ["--workload", "easy-vqa", "--rate", "4", "--duration", "8", "--metrics-url", f"{qwen.base}/metrics"]
+    words = ["--workload", "easy-vqa", "--rate", "8", "--duration", "4", "--metrics-url", f"{qwen.base}/metrics"]
     code, data = fovea(qwen, tmp_path, "run", *words)
     assert code == 0 and data["errors"] == 0 and data["requests"] >= 15
     assert data["accuracy"]["n"] == data["requests"] and data["accuracy"]["value"] > 0.5
@@ -55,7 +55,7 @@ def test_the_messages_api_of_the_same_server(qwen: Running, tmp_path: Path) -> N
 
 
 def test_drills_of_bad_input_pass(qwen: Running, tmp_path: Path) -> None:
-    words = ["--workload", "easy-vqa", "--rate", "4", "--part", "3", "--slower", "100", "--bad-rate", "1"]
+    words = ["--workload", "easy-vqa", "--rate", "6", "--part", "1.5", "--slower", "100", "--bad-rate", "4"]
     for drill in ("corrupted-image", "truncated-image", "not-an-image", "oversized-prompt", "contradiction"):
         words += ["--drill", drill]
     code, data = fovea(qwen, tmp_path, "rehearse", *words)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.e2e.conftest import Running
+from tests.e2e.conftest import HTTP, Running
 from tests.e2e.pictures import ask, data_uri, draw, encode
 
 pytestmark = pytest.mark.e2e
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.e2e
 def color_of(qwen: Running, data: bytes) -> httpx.Response:
     """Ask for the colour of the shape in an image file; return the raw response."""
     body = {"model": "fovea-qwen", "messages": ask("what color is the shape?", data), "max_tokens": 8, "temperature": 0}
-    return httpx.post(f"{qwen.url}/chat/completions", json=body, timeout=60)
+    return HTTP.post(f"{qwen.url}/chat/completions", json=body, timeout=60)
 
 
 def heic(picture: Image.Image) -> bytes:
@@ -148,19 +148,19 @@ def test_bad_urls_are_refused_and_the_right_part_is_named(qwen: Running, url: st
         {"role": "user", "content": "hello"},
         {"role": "user", "content": [good, {"type": "text", "text": "?"}, bad]},
     ]
-    answer = httpx.post(f"{qwen.url}/chat/completions", json={"model": "fovea-qwen", "messages": messages}, timeout=60)
+    answer = HTTP.post(f"{qwen.url}/chat/completions", json={"model": "fovea-qwen", "messages": messages}, timeout=60)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "messages[1].content[2].image_url.url"
 
 
 def test_one_image_too_many(qwen: Running) -> None:
     body = {"model": "fovea-qwen", "messages": ask("?", *[encode(draw())] * 5)}
-    answer = httpx.post(f"{qwen.url}/chat/completions", json=body, timeout=60)
+    answer = HTTP.post(f"{qwen.url}/chat/completions", json=body, timeout=60)
     assert answer.status_code == 400 and "5 images" in answer.json()["error"]["message"]
 
 
 def test_body_too_large(qwen: Running) -> None:
-    answer = httpx.post(f"{qwen.url}/chat/completions", content=b"x" * (9 * 2**20), timeout=60)
+    answer = HTTP.post(f"{qwen.url}/chat/completions", content=b"x" * (9 * 2**20), timeout=60)
     assert answer.status_code == 413
 
 
@@ -169,5 +169,5 @@ def test_the_declared_type_does_not_matter(qwen: Running) -> None:
     part = {"type": "image_url", "image_url": {"url": url}}
     messages = [{"role": "user", "content": [part, {"type": "text", "text": "what color is the shape?"}]}]
     body = {"model": "fovea-qwen", "messages": messages, "max_tokens": 8, "temperature": 0}
-    answer = httpx.post(f"{qwen.url}/chat/completions", json=body, timeout=60)
+    answer = HTTP.post(f"{qwen.url}/chat/completions", json=body, timeout=60)
     assert answer.json()["choices"][0]["message"]["content"] == "blue"

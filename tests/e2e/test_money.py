@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import io
-import json
+import asyncio
+import signal
 import time
 from collections.abc import Iterator
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import anthropic
-import httpx
 import openai
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from fovea import main
 from models.cost.journal import Line, Reader
 from models.cost.ledger import CENT, usd_per_request
 from models.image_tokens import image_tokens
-from tests.e2e.conftest import Running, model, served
+from tests.e2e.conftest import HTTP, Running, command, model, served
 from tests.e2e.pictures import data_uri, draw, encode
+from tests.e2e.test_lifecycle import LONG, TOKENS, vllm_says, wait_for_tokens
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 NAME = "fovea-qwen"
@@ -33,18 +32,6 @@ PRICE = {"usd_per_hour": "700", "capacity_rps": 3, "utilization": "0.4"}  # so d
 EACH = usd_per_request(Decimal(700), Decimal(3), Decimal("0.4"))
 PICTURE = encode(draw("circle", "red"))
 QUESTION = "what shape is in the image?"
-
-
-def fovea(*words: str, **environment: str) -> dict[str, Any]:
-    """Run a command with --json and return what it printed."""
-    printed = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        code = main([*words, "--json"])
-    assert code == 0, (words, printed.getvalue()[-2000:])
-    result: dict[str, Any] = json.loads(printed.getvalue())
-    return result
 
 
 @dataclass
@@ -58,7 +45,7 @@ class Shop:
     def metrics(self, tenant: str) -> dict[str, Decimal]:
         """Return the money series of one tenant, by name or vendor model, and `requests` of all."""
         head = {"authorization": f"Bearer {self.keys['watch']}"}
-        text = httpx.get(f"{self.running.base}/metrics", headers=head, timeout=60).text
+        text = HTTP.get(f"{self.running.base}/metrics", headers=head, timeout=60).text
         found: dict[str, Decimal] = {"requests": Decimal(0), "unpriced": Decimal(0)}
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
@@ -75,7 +62,7 @@ class Shop:
     def bill(self, tenant: str) -> dict[str, Any]:
         """Return `fovea bill` of one tenant."""
         against = [word for vendor in AGAINST for word in ("--against", vendor)]
-        return fovea("bill", str(self.folder / "journal"), "--tenant", tenant, *against)
+        return command("bill", str(self.folder / "journal"), "--tenant", tenant, *against)
 
     def journal(self, tenant: str) -> list[Line]:
         """Return what the journal has of one tenant."""
@@ -97,7 +84,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     keys = {}
     for tenant, role in roles.items():
         words = ("keys", "create", "--tenant", tenant, "--role", role, "--stack", str(folder / "keys.yaml"))
-        keys[tenant] = str(fovea(*words)["key"])
+        keys[tenant] = str(command(*words)["key"])
     with served(stack, folder) as running:
         yield Shop(running, folder, keys)
 
@@ -180,11 +167,11 @@ def test_load_test_metrics_and_bill_agree_to_the_cent(shop: Shop, tmp_path: Path
     words += ["--requests", "300", "--no-check", "--warmup", "0", "--no-cache-bust", "--max-tokens", "8"]
     words += ["--workload-option", "limit=200"]  # every second item is asked again: the cache answers
     words += ["--max-slip-ms", "5000", "--api-key-env", "SHOP_KEY", "--quiet", "--out", str(out)]
-    report = fovea("loadtest", "run", *words, SHOP_KEY=shop.keys["load"])
+    report = command("loadtest", "run", *words, SHOP_KEY=shop.keys["load"])
     assert report["errors"] == 0 and report["usage"]["requests"] >= 300
     forecast = {"queries_per_month": 1_000_000, "serving": PRICE}
     (tmp_path / "forecast.yaml").write_text(yaml.safe_dump(forecast))
-    cost = fovea("loadtest", "cost", str(out), "--forecast", str(tmp_path / "forecast.yaml"))
+    cost = command("loadtest", "cost", str(out), "--forecast", str(tmp_path / "forecast.yaml"))
 
     seen, bill = shop.metrics("load"), shop.bill("load")
     assert report["usage"]["requests"] == bill["total"]["requests"] == cost["run"]["answered"]
@@ -209,7 +196,7 @@ def test_load_test_metrics_and_bill_agree_to_the_cent(shop: Shop, tmp_path: Path
 def test_roi_from_the_running_server(shop: Shop, tmp_path: Path) -> None:
     head = {"authorization": f"Bearer {shop.keys['watch']}"}
     saved = tmp_path / "metrics.txt"
-    saved.write_text(httpx.get(f"{shop.running.base}/metrics", headers=head, timeout=60).text)
+    saved.write_text(HTTP.get(f"{shop.running.base}/metrics", headers=head, timeout=60).text)
     config = {
         "title": "From a server",
         "data": {"metrics": str(saved)},
@@ -221,7 +208,7 @@ def test_roi_from_the_running_server(shop: Shop, tmp_path: Path) -> None:
         ],
     }
     (tmp_path / "roi.yaml").write_text(yaml.safe_dump(config))
-    found = fovea("loadtest", "roi", "--config", str(tmp_path / "roi.yaml"), "--out", str(tmp_path / "roi"))
+    found = command("loadtest", "roi", "--config", str(tmp_path / "roi.yaml"), "--out", str(tmp_path / "roi"))
     kpis = {kpi["name"]: kpi for kpi in found["kpis"]}
     assert kpis["error_rate"]["kept"] is True and "server metrics" in kpis["latency_p95"]["source"]
     volume = Decimal(found["volume"]["per_month"])
@@ -229,3 +216,36 @@ def test_roi_from_the_running_server(shop: Shop, tmp_path: Path) -> None:
     made = Decimal(sum(not line.recalled for line in lines)) / len(lines)  # what a cache answers costs nothing
     assert made < 1 and abs(Decimal(found["costs"][0]["usd"]) / (volume * 12) - EACH * made) < Decimal("1e-9")
     assert (tmp_path / "roi" / "roi.html").stat().st_size > 5000
+
+
+def test_sigterm_lets_running_requests_finish_and_refuses_new_ones(shop: Shop) -> None:
+    """Last in this file: it stops the stack."""
+    base, watch = shop.running.base, {"authorization": f"Bearer {shop.keys['watch']}"}
+    head = {"authorization": f"Bearer {shop.keys['red']}"}
+
+    before = vllm_says(base, TOKENS, watch)
+
+    async def scenario() -> tuple[int, int, str | None, int]:
+        async with aiohttp.ClientSession(headers=head) as session:
+            url, body = f"{base}/v1/chat/completions", {**LONG, "model": NAME}
+            asked = asyncio.create_task(session.post(url, json=body))
+            await asyncio.to_thread(wait_for_tokens, base, before + 20, watch)
+            shop.running.process.send_signal(signal.SIGTERM)
+            status, retry = 200, None
+            for _ in range(100):  # until the drain has reached the replica
+                try:
+                    async with session.post(url, json={**body, "max_tokens": 1}) as refused:
+                        status, retry = refused.status, refused.headers.get("retry-after")
+                except aiohttp.ClientError:
+                    break
+                if status == 503:
+                    break
+                await asyncio.sleep(0.05)
+            answer = await asked
+            tokens = (await answer.json())["usage"]["completion_tokens"]
+            return answer.status, status, retry, tokens
+
+    finished, refused, retry, tokens = asyncio.run(scenario())
+    assert (finished, tokens) == (200, LONG["max_tokens"])
+    assert refused == 503 and retry is not None
+    assert shop.running.process.wait(90) == 0

@@ -48,14 +48,17 @@ def test_every_command_of_the_readme(tmp_path: Path) -> None:
     (tmp_path / "picture.png").write_bytes(encode(draw("triangle", "blue")))
     (tmp_path / "stack.yaml").write_bytes((ROOT / "stack.yaml").read_bytes())
     server: subprocess.Popen[bytes] | None = None
-    seen = []
+    seen, pasted = [], ""
+    log = tmp_path / "serve.out"
     try:
         for command in found[2:]:
             seen.append(command)
             if command.endswith("fovea serve"):
                 words = shlex.split(command.replace(".venv/bin/", f"{BINARIES}/"))
-                server = subprocess.Popen(words, cwd=tmp_path, env=environment, start_new_session=True)
+                with log.open("wb") as out:
+                    server = subprocess.Popen(words, cwd=tmp_path, env=environment, start_new_session=True, stdout=out)
                 wait_until_ready("http://127.0.0.1:8000/ready", server)
+                pasted = paste(log)
                 continue
             printed = run(command, tmp_path, environment)
             if " ask " in command:
@@ -67,10 +70,21 @@ def test_every_command_of_the_readme(tmp_path: Path) -> None:
             server.send_signal(signal.SIGINT)
             assert server.wait(90) == 0
     assert len(seen) >= 6 and server is not None
+    assert json.loads(pasted)["choices"][0]["message"]["content"] == "red"
     report = json.loads((tmp_path / "runs/loadtest/report.json").read_text())
     assert report["errors"] == 0 and report["accuracy"]["value"] > 0.9
     assert len(report["baselines"]) >= 12
     assert (tmp_path / "runs/evaluation/report.html").exists()
+
+
+def paste(log: Path) -> str:
+    """Run the `curl` command that `fovea serve` prints when it is ready; return the answer."""
+    for _ in range(300):
+        line = next((line for line in log.read_text().splitlines() if line.startswith("curl ")), None)
+        if line is not None:
+            return subprocess.run(line, shell=True, capture_output=True, text=True, check=True, timeout=60).stdout
+        time.sleep(0.1)
+    pytest.fail(f"no command to paste: {log.read_text()}")
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
@@ -88,8 +102,11 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
 
 def test_demo(tmp_path: Path) -> None:
     """`make demo`, shortened: it ends with an answer, the accuracy, latencies, dollars and the report's path."""
-    command = [sys.executable, str(ROOT / "scripts/demo.py"), "--out", str(tmp_path / "demo")]
-    command += ["--questions", "60", "--seconds", "8", "--rate", "5"]
+    given = f"--out {tmp_path / 'demo'} --questions 40 --seconds 5 --rate 6"
+    recipe = subprocess.run(
+        ["make", "-n", "demo", f"ARGS={given}"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    command = shlex.split(recipe.stdout.splitlines()[-1].replace(".venv/bin/", f"{BINARIES}/"))  # behind the set-up
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, (done.stdout[-3000:], done.stderr[-3000:])
     for needed in ("truth:", "accuracy", "p95", "gpt-5", "report.html"):

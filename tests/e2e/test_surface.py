@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import math
 
-import httpx
 import openai
 import pytest
 
-from tests.e2e.conftest import Running
+from tests.e2e.conftest import HTTP, Running
 from tests.e2e.pictures import ask, data_uri, draw, encode
 
 pytestmark = pytest.mark.e2e
@@ -116,8 +115,8 @@ def test_tool_call(qwen: Running) -> None:
 def test_completions_models_tokenize(qwen: Running) -> None:
     assert qwen.client.completions.create(model=MODEL, prompt="is there", max_tokens=3).usage is not None
     assert [entry.id for entry in qwen.client.models.list()] == [MODEL]
-    tokens = httpx.post(f"{qwen.base}/tokenize", json={"model": MODEL, "prompt": "a red circle"}).json()["tokens"]
-    text = httpx.post(f"{qwen.base}/detokenize", json={"model": MODEL, "tokens": tokens}).json()["prompt"]
+    tokens = HTTP.post(f"{qwen.base}/tokenize", json={"model": MODEL, "prompt": "a red circle"}).json()["tokens"]
+    text = HTTP.post(f"{qwen.base}/detokenize", json={"model": MODEL, "tokens": tokens}).json()["prompt"]
     assert text == "a red circle"
 
 
@@ -149,7 +148,7 @@ def test_responses_and_messages_apis_see_the_image(qwen: Running) -> None:
             {"role": "user", "content": [{"type": "image", "source": source}, {"type": "text", "text": COLOR}]}
         ],
     }
-    assert httpx.post(f"{qwen.url}/messages", json=body, timeout=60).json()["content"][0]["text"] == "blue"
+    assert HTTP.post(f"{qwen.url}/messages", json=body, timeout=60).json()["content"][0]["text"] == "blue"
 
 
 def test_unknown_model_is_404(qwen: Running) -> None:
@@ -158,13 +157,13 @@ def test_unknown_model_is_404(qwen: Running) -> None:
 
 
 def test_probes_and_metrics(qwen: Running) -> None:
-    assert httpx.get(f"{qwen.base}/health").json()["status"] == "ok"
-    ready = httpx.get(f"{qwen.base}/ready")
+    assert HTTP.get(f"{qwen.base}/health").json()["status"] == "ok"
+    ready = HTTP.get(f"{qwen.base}/ready")
     assert ready.status_code == 200 and ready.json()["answered_s_ago"] < 30
     from prometheus_client.parser import text_string_to_metric_families
 
     def count() -> float:
-        text = httpx.get(f"{qwen.base}/metrics").text
+        text = HTTP.get(f"{qwen.base}/metrics").text
         samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
         names = {sample.name for sample in samples}
         for needed in (
@@ -187,6 +186,6 @@ def test_probes_and_metrics(qwen: Running) -> None:
 
 
 def test_request_id_comes_back(qwen: Running) -> None:
-    answer = httpx.get(f"{qwen.url}/models", headers={"x-request-id": "mine-1"})
+    answer = HTTP.get(f"{qwen.url}/models", headers={"x-request-id": "mine-1"})
     assert answer.headers.get_list("x-request-id") == ["mine-1"]
-    assert len(httpx.get(f"{qwen.url}/models").headers["x-request-id"]) >= 16
+    assert len(HTTP.get(f"{qwen.url}/models").headers["x-request-id"]) >= 16

