@@ -46,25 +46,33 @@ METHODS = {
     "nf4": "bitsandbytes",
     "bnb-int8": "bitsandbytes",
 }
-"""Schemes of `fovea quantize` -> vLLM's name for the format of their checkpoints (`fp8` is vLLM's own name too)."""
+"""Schemes of `fovea quantize` -> vLLM's name for the format of their checkpoints."""
+WEIGHTS = {"w8a8": {("int", 8)}, "w4a16": {("int", 4)}, "fp8": {("float", 8)}}
+"""What the weights of a compressed-tensors checkpoint must be."""
 
 
 def quantization_method(model: Model) -> str | None:
     """Return what vLLM calls the model's quantization.
 
+    `fp8` is vLLM's own name too, for 16-bit weights that it rounds as it loads; a checkpoint of `fovea quantize` with
+    that scheme is compressed-tensors.
+
     Raises:
-        UsageError: the checkpoint is here, and its weights have another number of bits than the scheme says.
+        UsageError: the checkpoint is here, and its weights are other numbers than the scheme says.
     """
-    method = METHODS.get(model.quantization or "", model.quantization)
-    config = Path(model.path, "config.json")
-    if method != "compressed-tensors" or not config.is_file():
+    scheme = model.quantization or ""
+    method, path = METHODS.get(scheme, model.quantization), Path(model.path, "config.json")
+    config = json.loads(path.read_bytes()).get("quantization_config", {}) if path.is_file() else {}
+    if scheme == "fp8" and config.get("quant_method") == "compressed-tensors":
+        method = "compressed-tensors"
+    if method != "compressed-tensors" or not path.is_file():
         return method
-    groups = json.loads(config.read_bytes()).get("quantization_config", {}).get("config_groups", {}).values()
-    bits = {group["weights"]["num_bits"] for group in groups}
-    wanted = {"w8a8": {8}, "w4a16": {4}}.get(model.quantization or "", bits)
-    if bits != wanted:
+    weights = [group["weights"] for group in config.get("config_groups", {}).values()]
+    found = {(one.get("type", "int"), one["num_bits"]) for one in weights}
+    if found != WEIGHTS.get(scheme, found):
+        names = "/".join(f"{bits}-bit {kind}" for kind, bits in sorted(found))
         raise UsageError(
-            f"the checkpoint's weights are {'/'.join(map(str, sorted(bits))) + '-bit' if bits else 'not quantized'}",
+            f"the checkpoint's weights are {names or 'not quantized'}",
             field=f"models.{model.name}.quantization",
             value=model.quantization,
             fix="name the checkpoint that `fovea quantize run` made, or leave the line out",

@@ -13,10 +13,11 @@ from serving.engine import quantization_method
 from serving.stack import Model
 
 
-def model(folder: Path, scheme: str | None, bits: int | None) -> Model:
+def model(folder: Path, scheme: str | None, bits: int | None, kind: str = "int") -> Model:
     config: dict[str, Any] = {}
     if bits is not None:
-        config = {"quantization_config": {"config_groups": {"group_0": {"weights": {"num_bits": bits}}}}}
+        groups = {"group_0": {"weights": {"num_bits": bits, "type": kind}}}
+        config = {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": groups}}
     (folder / "config.json").write_text(json.dumps(config))
     return Model(name="m", source=str(folder), quantization=scheme)
 
@@ -38,6 +39,13 @@ def test_a_scheme_has_the_engines_name(
     tmp_path: Path, scheme: str | None, bits: int | None, method: str | None
 ) -> None:
     assert quantization_method(model(tmp_path, scheme, bits)) == method
+
+
+def test_fp8_is_what_the_checkpoint_is(tmp_path: Path) -> None:
+    assert quantization_method(model(tmp_path, "fp8", 8, "float")) == "compressed-tensors"
+    for scheme, kind, said in (("fp8", "int", "8-bit int"), ("w8a8", "float", "8-bit float")):
+        with pytest.raises(UsageError, match=said):
+            quantization_method(model(tmp_path, scheme, 8, kind))
 
 
 @pytest.mark.parametrize(("scheme", "bits", "said"), [("w8a8", 4, "4-bit"), ("w4a16", None, "not quantized")])
