@@ -69,7 +69,7 @@ def test_bad_usage_is_exit_code_2_and_says_what_is_wrong(arguments: list[str], t
 def test_bad_input_is_exit_code_2_and_one_line() -> None:
     ran = run("doctor", "--port", "70000")
     assert ran.returncode == 2
-    assert ran.stderr == "fovea doctor: --port: must be between 1 and 65535 (got 70000)\n"
+    assert ran.stderr == "fovea doctor: --port: must be between 1 and 65535 (got 70000); name a port that is free\n"
 
 
 def test_bad_input_as_json() -> None:
@@ -80,7 +80,7 @@ def test_bad_input_as_json() -> None:
         "message": "must be between 1 and 65535",
         "field": "--port",
         "value": 70000,
-        "fix": None,
+        "fix": "name a port that is free",
     }
 
 

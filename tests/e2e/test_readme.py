@@ -103,9 +103,8 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
 def test_demo(tmp_path: Path) -> None:
     """`make demo`, shortened: it ends with an answer, the accuracy, latencies, dollars and the report's path."""
     given = f"--out {tmp_path / 'demo'} --questions 40 --seconds 5 --rate 6"
-    recipe = subprocess.run(
-        ["make", "-n", "demo", f"ARGS={given}"], capture_output=True, text=True, check=True, cwd=ROOT
-    )
+    asked = ["make", "--no-print-directory", "-n", "demo", f"ARGS={given}"]
+    recipe = subprocess.run(asked, capture_output=True, text=True, check=True, cwd=ROOT)
     command = shlex.split(recipe.stdout.splitlines()[-1].replace(".venv/bin/", f"{BINARIES}/"))  # behind the set-up
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, (done.stdout[-3000:], done.stderr[-3000:])
