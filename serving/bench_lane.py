@@ -3,7 +3,7 @@
 Three stacks are served in turn: without a lane, with the window off, and with it on.  Each gets, in the same order:
 
     batch        a closed loop of batch requests that share images and long prefixes; requests/s
-    tight        8 questions about each of many images (256 x 256 pixels, 256 tokens) and texts (400 words), more than
+    tight        8 questions about each of many images (256 x 256 pixels, 256 tokens) and texts (500 tokens), more than
                  the engine's caches hold, by 512 users; requests/s
     plain        the same with nothing shared; requests/s
     quiet        interactive requests alone; p50 and p99
@@ -54,7 +54,7 @@ def requests_of(kind: str, count: int, seed: int) -> list[dict[str, Any]]:
         Image.frombytes("RGB", (8, 8), rng.randbytes(8 * 8 * 3)).resize((side, side), 0).save(buffer, "PNG")
         return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
-    shared, words = {"batch": ((16, 8), 40), "tight": ((count // 16, count // 16), 200)}.get(kind, ((count, 0), 0))
+    shared, words = {"batch": ((16, 8), 40), "tight": ((count // 16, count // 16), 50)}.get(kind, ((count, 0), 0))
     images = [picture() for _ in range(shared[0])]
     prefixes = [" ".join(f"rule {rng.randrange(10**6)}" for _ in range(words)) for _ in range(shared[1])]
     bodies = []
