@@ -4,7 +4,7 @@ Three stacks are served in turn: without a lane, with the window off, and with i
 
     batch        a closed loop of batch requests that share images and long prefixes; requests/s
     tight        8 questions about each of many images (256 x 256 pixels, 256 tokens) and texts (500 tokens), more than
-                 the engine's caches hold, by 512 users; requests/s
+                 the engine's caches hold, by 240 users; requests/s
     plain        the same with nothing shared; requests/s
     quiet        interactive requests alone; p50 and p99
     busy         the same interactive requests while the batch load runs; p50 and p99
@@ -99,7 +99,7 @@ async def measure(url: str, seed: int, count: int, throughput: bool) -> dict[str
     row: dict[str, float] = {}
     never = asyncio.Event()
     await load(url, requests_of("plain", 60, seed + 1), 8, False, never)  # warm
-    for kind, users in (("batch", 64), ("tight", 512), ("plain", 64)) if throughput else ():
+    for kind, users in (("batch", 64), ("tight", 240), ("plain", 64)) if throughput else ():
         bodies = requests_of(kind, 2 * count if kind == "tight" else count, seed + 2)
         began = time.perf_counter()
         await load(url, bodies, users, True, never)
