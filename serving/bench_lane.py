@@ -124,7 +124,7 @@ def stack_of(lane: Any) -> dict[str, Any]:
     """Return the embedded Qwen2.5-VL with this lane and caches that hold less than what the load `tight` shares."""
     model = {"name": "fovea-qwen", "source": "embedded:qwen2_5_vl", "max_model_len": 2048}
     engine = {"num_gpu_blocks_override": BLOCKS, "mm_processor_kwargs": {"max_pixels": PIXELS}}
-    return {"models": [model | {"engine_args": engine}], "lane": lane}
+    return {"models": [model | {"engine_args": engine}], "limits": {"concurrent": 4096}, "lane": lane}
 
 
 def main() -> int:
