@@ -20,6 +20,7 @@ from models.support.files import write_json
 from quantize import artifact
 from quantize.bench_kernels import kernels, print_kernels
 from quantize.bench_make import make, say
+from quantize.bench_shape import print_shape, shape_speed
 from quantize.bench_speed import speed
 from quantize.bench_stack import NAME, stack
 from quantize.cli import interruptible
@@ -31,6 +32,8 @@ from quantize.run import checkpoint_folder
 from quantize.under_load import load
 
 PARTS = {"kernels": "kernels", "speed": "speed", "accuracy": "accuracy", "broken": "broken", "stack": "load"}
+# not among `all`: billions of parameters, for a GPU
+SHAPE = "shape"
 FAMILIES = ("qwen2_5_vl", "paligemma")
 # scheme, method, the tower too
 ACCURACY = (("w8a8", "gptq", False), ("w4a16", "gptq", False), ("w4a16", "awq", False), ("nf4", "rtn", False))
@@ -140,6 +143,8 @@ def print_tables(result: dict[str, Any]) -> None:
         for name, s in sizes.items():
             more = f"{s['ratio']:.3f} | {s['quantized_ratio']:.3f} | {s['seconds']:.0f}" if "ratio" in s else "1 | 1 | "
             print(f"| {name} | {s['bytes'] / 1e6:.1f} | {more} |")
+    if SHAPE in result:
+        print_shape(result[SHAPE])
     for part in ("accuracy", "broken"):
         if part in result:
             _print_gated(result[part])
@@ -177,7 +182,8 @@ def _figure(found: dict[str, Any], digits: int) -> str:
 def main() -> int:
     """Parse the command line, measure, print and keep the result."""
     parser = argparse.ArgumentParser(prog="make bench-quantize", description=__doc__)
-    parser.add_argument("--part", choices=(*PARTS, "all"), default="all")
+    parser.add_argument("--part", choices=(*PARTS, SHAPE, "all"), default="all")
+    parser.add_argument("--shape", default="qwen2.5-vl-7b", help="catalog model that `--part shape` has the sizes of")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--stack", action="store_true", help="measure decode speed with the whole stack in front, too")
@@ -196,10 +202,11 @@ def main() -> int:
         "speed": lambda: speed(args.out, args.rounds, args.batch, args.stack),
         "accuracy": lambda: accuracy(args.out, args.limit, args.family, ACCURACY, args.out / "accuracy.json"),
         "broken": lambda: accuracy(args.out, args.limit, args.family, BROKEN, args.out / "broken.json"),
-        "load": lambda: load_tested(args.out, args.family),
+        "stack": lambda: load_tested(args.out, args.family),
+        SHAPE: lambda: shape_speed(args.out, args.shape, args.rounds, args.batch),
     }
     for part in PARTS if args.part == "all" else [args.part]:
-        result[PARTS[part]] = measures[PARTS[part]]()
+        result[PARTS.get(part, part)] = measures[part]()
     write_json(args.out / f"report-{args.part}.json", result)
     print_tables(result)
     say(f"kept in {args.out}")

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from models.support.errors import CheckFailed
-from quantize.job_tools import Done, is_smoothed
+from quantize.job_tools import Done
 from quantize.request import JobRequest, ModuleLine
 from quantize.scope import is_linear, read_headers, short_name
+from quantize.smoothing import is_smoothed
 
 # Endings of a quantized weight's tensors; the part before is the module's name.
 STORED = {

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from quantize.request import JobRequest
-from quantize.scope import check_touched, module_name, short_name
+from quantize.scope import check_touched, short_name
+from quantize.smoothing import SMOOTHING, check_pairs, is_smoothed, smooth_layers
 
 Say = Callable[..., None]
 
@@ -28,23 +28,6 @@ class Done:
     model: Any = None
     smoothed: list[str] = field(default_factory=list)
     touched: set[str] = field(default_factory=set)
-
-
-# Smoothing moves scale from activations into weights along these pairs.  They are anchored to the language model: the
-# vision tower of Qwen2.5-VL has modules of the same names.  Gemma 2 norms the attention's output before it is added, so
-# what feeds the MLP there is another norm.
-_LM = r"re:.*language_model\.layers\.\d+\."
-_QKV = [rf"{_LM}self_attn\.{x}_proj$" for x in "qkv"]
-_GATE_UP = [rf"{_LM}mlp\.{x}_proj$" for x in ("gate", "up")]
-_DOWN = (rf"{_LM}mlp\.up_proj$", [rf"{_LM}mlp\.down_proj$"])
-SMOOTHING: dict[str, list[tuple[str, list[str]]]] = {
-    "Qwen2_5_VLForConditionalGeneration": [
-        (rf"{_LM}input_layernorm$", _QKV), (rf"{_LM}post_attention_layernorm$", _GATE_UP), _DOWN,
-    ],
-    "PaliGemmaForConditionalGeneration": [
-        (rf"{_LM}input_layernorm$", _QKV), (rf"{_LM}pre_feedforward_layernorm$", _GATE_UP), _DOWN,
-    ],
-}  # fmt: skip
 
 
 def weight_args(request: JobRequest) -> dict[str, Any]:
@@ -101,7 +84,9 @@ def llmcompressor(request: JobRequest, model: Any, batches: list[dict[str, Any]]
         "scheme": weight_args(request),
     }
     _no_pinning_without_accelerator()
-    smoothed = smooth_layers(request)
+    smoothed = smooth_layers(request.method, request.architecture)
+    if smoothed:
+        check_pairs(request.architecture, (name for name, _ in model.named_modules()))
     before = unquantized(model, request, smoothed)
     oneshot(
         model=model,
@@ -124,19 +109,6 @@ def _no_pinning_without_accelerator() -> None:
 
     if not torch.accelerator.is_available():
         IntermediatesCache.pin_memory = lambda self, *args, **kwargs: None
-
-
-def smooth_layers(request: JobRequest) -> list[str]:
-    """Return patterns of the layers outside the scope that the method rescales; none for GPTQ and rounding."""
-    if request.method not in ("awq", "smoothquant"):
-        return []
-    return [smooth for smooth, _ in SMOOTHING.get(request.architecture, []) if smooth.endswith("layernorm$")]
-
-
-def is_smoothed(name: str, patterns: list[str]) -> bool:
-    """Whether a parameter belongs to a layer that one of the patterns names."""
-    module = module_name(short_name(name)).removesuffix(".weight")
-    return any(re.search(pattern.removeprefix("re:"), module) for pattern in patterns)
 
 
 def unquantized(model: Any, request: JobRequest, smoothed: list[str]) -> dict[str, Any]:

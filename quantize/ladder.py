@@ -17,12 +17,12 @@ from quantize import artifact
 from quantize.engine import Held
 from quantize.gate import run_gate
 from quantize.hardware import find_machine, load_table
-from quantize.job_tools import SMOOTHING
 from quantize.recovery import shown
 from quantize.run import checkpoint_folder, quantize
 from quantize.schemes import SCHEMES, find_method, find_scheme
 from quantize.scope import read_config
 from quantize.settings import gate_settings, run_settings
+from quantize.smoothing import METHODS, SMOOTHING
 
 Say = Callable[[str], None]
 
@@ -79,7 +79,7 @@ def climb(args: argparse.Namespace, rungs: list[Rung], say: Say) -> dict[str, An
     architecture = str((read_config(checkpoint_folder(args.model)).get("architectures") or ["none"])[0])
     for rung in rungs:
         folder = out / rung.name
-        if rung.method in ("awq", "smoothquant") and architecture not in SMOOTHING:
+        if rung.method in METHODS and architecture not in SMOOTHING:
             say(f"rung {rung.name} left out: no pairs of layers are known for {architecture}")
             continue
         say(f"rung {rung.name}")

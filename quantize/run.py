@@ -22,11 +22,11 @@ from quantize.accept import accept
 from quantize.calibration import SAMPLES, Calibration, differences, draw
 from quantize.engine import EngineSettings, Held
 from quantize.hardware import check_target
-from quantize.job_tools import SMOOTHING
 from quantize.request import FEWEST_TOKENS, Event, JobRequest, JobResult
 from quantize.runner import find_python, run_job
 from quantize.schemes import Scheme, choose_group, find_method, find_scheme
 from quantize.scope import Scope, plan_scope, read_headers
+from quantize.smoothing import check_method
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "models" / "embedded"
 Say = Callable[[str], None]
@@ -110,13 +110,6 @@ def plan(settings: RunSettings) -> Plan:
     if settings.vision:
         warnings.append("the vision tower is quantized too, as asked: expect a loss of accuracy and little speed")
     return Plan(parent, scheme, method, group, scope, calibration, warnings)
-
-
-def check_method(method: str, architecture: str) -> None:
-    """Find out before the work that a method that smooths knows no pairs of layers.  Raises UsageError."""
-    if method in ("awq", "smoothquant") and architecture not in SMOOTHING:
-        fix = f"use --method gptq or rtn; pairs are known for {', '.join(SMOOTHING)}"
-        raise UsageError(f"{method} knows no pairs of layers of {architecture}", field="method", value=method, fix=fix)
 
 
 def check_engine(scheme: Scheme) -> None:

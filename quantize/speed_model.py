@@ -1,8 +1,13 @@
-"""A checkpoint large enough to time: Qwen2.5-VL, its language model in SmolLM2-135M's shape, with random weights.
+"""Checkpoints that are large enough to time and have no sense: Qwen2.5-VL with random weights.
 
-30 layers of 576, 9 heads (3 of keys and values), 1,536 in the MLP, 49,152 tokens: 135 million parameters, 106 million
-of them in the linear layers that are quantized.  The vision tower and the processor are those of the embedded
-Qwen2.5-VL (a 64x64 picture is 16 tokens).  Its answers mean nothing: it measures speed and size, never accuracy.
+`build` writes one whose language model has SmolLM2-135M's shape: 30 layers of 576, 9 heads (3 of keys and values),
+1,536 in the MLP, 49,152 tokens: 135 million parameters, 106 million of them in the linear layers that are quantized.
+The vision tower and the processor are those of the embedded Qwen2.5-VL (a 64x64 picture is 16 tokens).
+
+`describe` writes no weights at all, only the description of a catalog model in a scheme, for vLLM's
+`--load-format dummy`: a GPU's speed with 3 or 7 billion parameters needs no download.
+
+Their answers mean nothing: they measure speed and size, never accuracy.
 """
 
 from __future__ import annotations
@@ -10,7 +15,10 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+from models.support.errors import UsageError
+from models.support.files import write_json
 from quantize.run import EMBEDDED
 
 SHAPE = {
@@ -22,6 +30,7 @@ SHAPE = {
     "vocab_size": 49152,
 }
 MROPE = [8, 12, 12]  # sums to half a head
+COPIED = ("chat_template.jinja", "generation_config.json", "processor_config.json", "tokenizer_config.json")
 
 
 def build(folder: Path, seed: int = 0) -> int:
@@ -29,24 +38,108 @@ def build(folder: Path, seed: int = 0) -> int:
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    source = EMBEDDED / "qwen2_5_vl"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for name in ("chat_template.jinja", "generation_config.json", "processor_config.json", "tokenizer_config.json"):
-        shutil.copyfile(source / name, folder / name)
-    _widen_vocabulary(source / "tokenizer.json", folder / "tokenizer.json", int(SHAPE["vocab_size"]))
-    config = json.loads((source / "config.json").read_text("utf-8"))
-    text = config["text_config"] | SHAPE
-    text["rope_parameters"] = text["rope_parameters"] | {"mrope_section": MROPE}
-    text["layer_types"] = ["full_attention"] * int(SHAPE["num_hidden_layers"])
-    config["text_config"] = text
-    config["vision_config"]["out_hidden_size"] = SHAPE["hidden_size"]
+    _processor(folder, int(SHAPE["vocab_size"]))
+    config = _config(SHAPE, {"out_hidden_size": SHAPE["hidden_size"]}, MROPE)
     (folder / "config.json").write_text(json.dumps(config, indent=2), "utf-8")
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16)
     model.save_pretrained(folder)
     # transformers writes its own form of the config; the processor's files are as they were
     return sum(p.numel() for p in model.parameters())
+
+
+# what vLLM reads to choose its kernels: as `fovea quantize run` writes it, with the weights' numbers
+_WEIGHTS: dict[str, dict[str, Any]] = {
+    "w8a8": {"num_bits": 8, "type": "int", "strategy": "channel"},
+    "w4a16": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128},
+    "fp8": {"num_bits": 8, "type": "float", "strategy": "channel"},
+}
+_FORMAT = {"w8a8": "int-quantized", "w4a16": "pack-quantized", "fp8": "float-quantized"}
+PICTURE_TOKENS = 256
+"""Tokens of a square picture of any size: 16 x 16 merged patches of 28 x 28 pixels."""
+
+
+def describe(folder: Path, shape: str, scheme: str | None) -> None:
+    """Write into `folder` what a served checkpoint has except its weights.
+
+    Args:
+        shape: a Qwen2.5-VL of the catalog.
+        scheme: `w8a8`, `w4a16` (group 128), `fp8`, None for bfloat16.  The language model's linear layers are in it;
+            tower, projector, embeddings and head stay in bfloat16.
+
+    Raises:
+        UsageError: not such a model or scheme.
+    """
+    from models.catalog import load_catalog
+
+    family, variant = load_catalog().find(shape)
+    if family.family != "qwen2.5-vl" or variant is None or variant.config is None:
+        known = [v.name for f, v in load_catalog().variants() if f.family == "qwen2.5-vl" and v.config]
+        raise UsageError("has no shape to time", field="shape", value=shape, fix=f"one of {', '.join(known)}")
+    if scheme is not None and scheme not in _WEIGHTS:
+        fix = f"one of {', '.join(_WEIGHTS)}"
+        raise UsageError("no weights can be left out in this scheme", field="scheme", value=scheme, fix=fix)
+    values = variant.config.values
+    text, vision = dict(values["text_config"]), dict(values["vision_config"])
+    half = variant.decoder.head_dim // 2
+    temporal = half // 4
+    config = _config(
+        {k: v for k, v in text.items() if k != "tie_word_embeddings"} | {"max_position_embeddings": 32768},
+        # as published: patches of 14, windows of 112, four blocks that see the whole picture
+        vision | {"patch_size": 14, "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31]},
+        [temporal, (half - temporal) // 2, (half - temporal) // 2],
+    )
+    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = values["tie_word_embeddings"]
+    config["text_config"]["rope_parameters"]["rope_theta"] = 1_000_000.0
+    if scheme is not None:
+        config["quantization_config"] = _quantization(scheme)
+    _processor(folder, variant.decoder.vocab)
+    processor = json.loads((folder / "processor_config.json").read_text("utf-8"))
+    pixels = PICTURE_TOKENS * (14 * 2) ** 2
+    for part in ("image_processor", "video_processor"):
+        processor[part] |= {"patch_size": 14, "size": {"shortest_edge": pixels, "longest_edge": pixels}}
+    write_json(folder / "processor_config.json", processor)
+    write_json(folder / "config.json", config)
+
+
+def _quantization(scheme: str) -> dict[str, Any]:
+    common = {"symmetric": True, "dynamic": False, "actorder": None, "group_size": None, "block_structure": None}
+    inputs = {"num_bits": 8, "type": _WEIGHTS[scheme]["type"], "strategy": "token", "symmetric": True, "dynamic": True}
+    group = {
+        "targets": ["Linear"],
+        "format": _FORMAT[scheme],
+        "weights": common | _WEIGHTS[scheme],
+        "input_activations": None if scheme == "w4a16" else inputs,
+        "output_activations": None,
+    }
+    return {
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+        "format": _FORMAT[scheme],
+        "config_groups": {"group_0": group},
+        "ignore": ["re:.*visual.*", "re:.*lm_head"],
+        "kv_cache_scheme": None,
+    }
+
+
+def _config(text: dict[str, Any], vision: dict[str, Any], mrope: list[int]) -> dict[str, Any]:
+    """Return the embedded model's configuration with other sizes."""
+    config: dict[str, Any] = json.loads((EMBEDDED / "qwen2_5_vl" / "config.json").read_text("utf-8"))
+    rope = config["text_config"]["rope_parameters"] | {"mrope_section": mrope}
+    config["text_config"] |= {**text, "rope_parameters": rope}
+    config["text_config"]["layer_types"] = ["full_attention"] * int(text["num_hidden_layers"])
+    config["vision_config"] |= vision
+    return config
+
+
+def _processor(folder: Path, vocabulary: int) -> None:
+    """Make `folder` anew with the embedded model's processor and a tokenizer of `vocabulary` tokens."""
+    source = EMBEDDED / "qwen2_5_vl"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name in COPIED:
+        shutil.copyfile(source / name, folder / name)
+    _widen_vocabulary(source / "tokenizer.json", folder / "tokenizer.json", vocabulary)
 
 
 def _widen_vocabulary(source: Path, target: Path, size: int) -> None:

@@ -19,7 +19,7 @@ from models.support.errors import CheckFailed, UsageError
 from quantize.job import as_error
 from quantize.job_data import merge
 from quantize.job_files import dequantize, disk_error, parent_name
-from quantize.job_tools import SMOOTHING, is_smoothed, restore, two_bits, unquantized
+from quantize.job_tools import restore, two_bits, unquantized
 from quantize.request import Event, JobRequest
 from quantize.runner import find_python, read_reply, run_job
 from quantize.scope import plan_scope
@@ -184,14 +184,6 @@ def test_two_bits_leave_four_values() -> None:
     assert 2 <= len(rounded.unique()) <= 4
     error = float((rounded - weight).norm() / weight.norm())
     assert 0.3 < error < 1
-
-
-def test_smoothing_touches_the_language_model_alone() -> None:
-    patterns = [p for pairs in SMOOTHING.values() for p, _ in pairs]
-    assert is_smoothed("model.language_model.layers.0.input_layernorm.weight", patterns)
-    assert not is_smoothed("model.visual.blocks.0.mlp.up_proj.weight", patterns)
-    assert not is_smoothed("model.vision_tower.encoder.layers.0.layer_norm1.weight", patterns)
-    assert not is_smoothed("model.language_model.norm.weight", patterns)
 
 
 def test_what_calibration_changed_is_put_back(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from models.support.errors import UsageError
 from quantize import artifact
 from quantize.ladder import Rung, climb, parse_rungs, print_ladder
-from quantize.run import check_method
+from quantize.smoothing import check_method
 from tests.quantize.checkpoints import EMBEDDED
 
 
@@ -103,10 +103,10 @@ def test_what_was_made_is_not_made_again(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_a_method_without_pairs_is_refused_before_the_work_and_left_out_of_the_ladder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    check_method("gptq", "Gemma3ForConditionalGeneration")
+    check_method("gptq", "Llama4ForConditionalGeneration")
     check_method("awq", "PaliGemmaForConditionalGeneration")
-    with pytest.raises(UsageError, match="knows no pairs of layers of Gemma3"):
-        check_method("awq", "Gemma3ForConditionalGeneration")
+    with pytest.raises(UsageError, match="knows no pairs of layers of Llama4"):
+        check_method("awq", "Llama4ForConditionalGeneration")
     steps = Steps(monkeypatch, set())
     monkeypatch.setattr("quantize.ladder.SMOOTHING", {})
     told: list[str] = []

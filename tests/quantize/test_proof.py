@@ -11,9 +11,10 @@ import torch
 
 from models.support.errors import CheckFailed
 from quantize.job_files import Tensors, _prove
-from quantize.job_tools import SMOOTHING, Done, two_bits
+from quantize.job_tools import Done, two_bits
 from quantize.request import JobRequest
 from quantize.scope import plan_scope, read_headers
+from quantize.smoothing import smooth_layers
 from tests.quantize.checkpoints import EMBEDDED, change_weights, copy_of
 
 
@@ -69,7 +70,7 @@ def test_any_other_change_is_found_and_named(
 
 
 def test_smoothing_may_change_its_own_layers(tmp_path: Path) -> None:
-    patterns = [p for p, _ in SMOOTHING["PaliGemmaForConditionalGeneration"] if p.endswith("layernorm$")]
+    patterns = smooth_layers("awq", "PaliGemmaForConditionalGeneration")
     saved = proven(tmp_path, lambda t: t[NORM].add_(0.25), patterns)
     assert saved.changed == [NORM]
     assert all(m.error is None for m in saved.modules if m.quantized)

@@ -22,6 +22,7 @@ from quantize.scope import (
     scope_of,
     short_name,
 )
+from quantize.smoothing import SMOOTHING, check_pairs
 from tests.quantize.checkpoints import EMBEDDED, change_config, change_weights, copy_of
 
 LEAVES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -167,13 +168,15 @@ def test_the_scope_of_every_family_of_the_catalog_on_its_own_architecture(family
 
     found = load_catalog().find(family)[0]
     variant = found.variants[0]
-    linear = torch.nn.Linear
-    modules = {n: tuple(m.weight.shape) for n, m in build(variant).named_modules() if isinstance(m, linear)}
+    linear, every = torch.nn.Linear, dict(build(variant).named_modules())
+    modules = {n: tuple(m.weight.shape) for n, m in every.items() if isinstance(m, linear)}
     scope = scope_of(found.engine.architecture, found, modules)
     assert len(scope.expected) >= 4 * variant.decoder.layers
     assert len(scope.expected) % variant.decoder.layers == 0
     assert "other" not in scope.kept.values()
     assert any(part in ("vision", "audio") for part in scope.kept.values())
+    if found.engine.architecture in SMOOTHING:
+        check_pairs(found.engine.architecture, every)
 
 
 def test_a_file_cut_short_is_found_in_its_header(tmp_path: Path) -> None:
