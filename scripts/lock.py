@@ -4,6 +4,10 @@ Each lock is resolved by uv once for Python 3.11 and once for 3.12, always for L
 the two are merged: a marker appears only where the versions differ.  Every pin carries the sha256 of each wheel that
 such a machine could take.  The locks are installed with `pip install --no-deps`, so they are the whole truth.
 
+What development adds (tests, lint, the resolver) is in PROFILE-dev.lock, so that an image installs PROFILE.lock alone.
+Both come out of one resolution: what the run time needs is looked up among the versions of the whole, so no package is
+in both, and the run time's versions are those that the tests ran with.
+
 The CPU locks leave out torch and torchvision (their CPU builds come from PyTorch's own index or from a local wheel, so
 they have other hashes; torch-cpu.lock pins their versions) and the CUDA libraries that only torch's CUDA build needs.
 """
@@ -35,20 +39,35 @@ CUDA_LIBRARY = re.compile(r"(nvidia|cuda)-")
 
 @dataclass(frozen=True)
 class Profile:
-    """One lock file: the extras of pyproject.toml it is made from, and whether its torch is a CPU build."""
+    """One environment's locks.
+
+    Attributes:
+        extras: those of pyproject.toml that the run time is made from.
+        cpu: whether its torch is a CPU build.
+        development: extras that only development needs; their lock holds what they add.
+    """
 
     name: str
     extras: tuple[str, ...]
     cpu: bool
+    development: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
         return REQUIREMENTS / f"{self.name}.lock"
 
+    @property
+    def development_path(self) -> Path:
+        return REQUIREMENTS / f"{self.name}-dev.lock"
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return (self.path, self.development_path) if self.development else (self.path,)
+
 
 PROFILES = (
-    Profile("cpu", ("cpu", "distill", "s3", "gs", "dev"), cpu=True),
-    Profile("gpu", ("gpu", "distill", "s3", "gs", "dev"), cpu=False),
+    Profile("cpu", ("cpu", "distill", "s3", "gs"), cpu=True, development=("dev",)),
+    Profile("gpu", ("gpu", "distill", "s3", "gs"), cpu=False, development=("dev",)),
     Profile("quantize-cpu", ("quantize",), cpu=True),
     Profile("quantize-gpu", ("quantize",), cpu=False),
 )
@@ -56,11 +75,12 @@ TORCH_LOCK = REQUIREMENTS / "torch-cpu.lock"
 
 
 def inputs_digest(profile: Profile) -> str:
-    """Return the sha256 of everything that the user writes and the lock depends on (a test compares it)."""
+    """Return the sha256 of everything that the user writes and the locks depend on (a test compares it)."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     overrides = [line for line in OVERRIDES.read_text().splitlines() if line and not line.startswith("#")]
     parts = [project["requires-python"], project["dependencies"], [extras[name] for name in profile.extras]]
+    parts += [[extras[name] for name in profile.development]] if profile.development else []
     parts.append(overrides if profile.cpu else [])
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -85,13 +105,30 @@ def pins(text: str) -> dict[str, str]:
 
 
 def resolve(profile: Profile, python: str, seed: dict[str, str], upgrade: bool, folder: Path) -> dict[str, str]:
-    """Return name -> version for one Python; `seed` holds the versions to keep where they still fit."""
+    """Return name -> version of the whole for one Python; `seed` holds the versions to keep where they still fit."""
     out = folder / f"{profile.name}-{python}.txt"
     out.write_text("".join(f"{name}=={version}\n" for name, version in seed.items()))
-    extras = [arg for extra in profile.extras for arg in ("--extra", extra)]
-    overrides = ["--overrides", str(OVERRIDES.relative_to(ROOT))] if profile.cpu else []
-    uv("pyproject.toml", *extras, *overrides, *target(python), *(["--upgrade"] if upgrade else []), "-o", str(out))
+    more = ["--upgrade"] if upgrade else []
+    uv(*wanted(profile, (*profile.extras, *profile.development)), *target(python), *more, "-o", str(out))
     return pins(out.read_text())
+
+
+def needed(profile: Profile, python: str, whole: dict[str, str], folder: Path) -> set[str]:
+    """Return the names, among those of the whole, that the run time needs."""
+    held, out = folder / "held.txt", folder / "run-time.txt"
+    held.write_text("".join(f"{name}=={version}\n" for name, version in whole.items()))
+    out.unlink(missing_ok=True)
+    uv(*wanted(profile, profile.extras), "--constraints", str(held), *target(python), "-o", str(out))
+    found = pins(out.read_text())
+    if not found.items() <= whole.items():
+        raise SystemExit(f"make lock: {profile.name}: the run time alone wants {set(found.items()) - whole.items()}")
+    return set(found)
+
+
+def wanted(profile: Profile, extras: tuple[str, ...]) -> list[str]:
+    """Return uv's arguments for what is asked for."""
+    overrides = ["--overrides", str(OVERRIDES.relative_to(ROOT))] if profile.cpu else []
+    return ["pyproject.toml", *(arg for extra in extras for arg in ("--extra", extra)), *overrides]
 
 
 def accepted_tags(python: str) -> frozenset[Tag]:
@@ -140,11 +177,12 @@ def merge(resolved: dict[str, dict[str, str]], sums: dict[str, dict[str, set[str
     return lines
 
 
-def header(profile: Profile) -> str:
+def header(profile: Profile, path: Path) -> str:
     """Return the comment at the top of a lock."""
+    files = " ".join(f"-r {one.name}" for one in profile.paths[: profile.paths.index(path) + 1])
     return (
         f"# Written by `make lock` for Python {' and '.join(PYTHONS)}, Linux x86-64, glibc {GLIBC[0]}.{GLIBC[1]}+.\n"
-        f"# Install with: pip install --no-deps -r {profile.path.name}\n"
+        f"# Install with: pip install --no-deps {files}\n"
         f"# inputs-sha256: {inputs_digest(profile)}\n"
     )
 
@@ -161,19 +199,27 @@ def main() -> int:
         folder = Path(name)
         for profile in PROFILES:
             print(f"resolving {profile.name} ...", flush=True)
-            if not upgrade and profile.path.exists():
-                seed |= pins(profile.path.read_text())
+            if not upgrade:
+                seed |= {
+                    name: v for path in profile.paths if path.exists() for name, v in pins(path.read_text()).items()
+                }
             resolved: dict[str, dict[str, str]] = {}
             for python in PYTHONS:
                 resolved[python] = resolve(profile, python, seed, upgrade and not resolved, folder)
                 seed |= resolved[python]
+            names = {python: needed(profile, python, resolved[python], folder) for python in PYTHONS}
             if profile.cpu:
                 torch |= {name: resolved[PYTHONS[0]][name] for name in TORCH}
                 for versions in resolved.values():
                     for name in [n for n in versions if n in TORCH or CUDA_LIBRARY.match(n)]:
                         del versions[name]
             sums = {python: hashes(resolved[python], python, folder) for python in PYTHONS}
-            texts[profile.path] = header(profile) + "\n".join(merge(resolved, sums)) + "\n"
+            for path in profile.paths:
+                part = {
+                    python: {name: v for name, v in all_.items() if (name in names[python]) is (path == profile.path)}
+                    for python, all_ in resolved.items()
+                }
+                texts[path] = header(profile, path) + "\n".join(merge(part, sums)) + "\n"
     texts[TORCH_LOCK] = (
         "# Written by `make lock`. Any CPU build of these versions will do (docs/setup.md), so there are no hashes.\n"
         + "".join(f"{name}=={version}\n" for name, version in torch.items())

@@ -39,16 +39,21 @@ FORMAT = 1  # of the stamp: raise it when what set-up does changes
 
 @dataclass(frozen=True)
 class Environment:
-    """One virtual environment: its folder, the stem of its locks, and the disk it takes by profile, in GB."""
+    """One virtual environment: its folder, the stems of its locks, and the disk it takes by profile, in GB.
+
+    The first lock is what runs; the others are what development adds.
+    """
 
     folder: str
-    locks: dict[str, str]
+    locks: dict[str, tuple[str, ...]]
     disk_gb: dict[str, float]
 
 
 ENVIRONMENTS = {
-    "serve": Environment(".venv", {"cpu": "cpu", "gpu": "gpu"}, {"cpu": 6, "gpu": 16}),
-    "quantize": Environment(".venv-quantize", {"cpu": "quantize-cpu", "gpu": "quantize-gpu"}, {"cpu": 4, "gpu": 12}),
+    "serve": Environment(".venv", {"cpu": ("cpu", "cpu-dev"), "gpu": ("gpu", "gpu-dev")}, {"cpu": 6, "gpu": 16}),
+    "quantize": Environment(
+        ".venv-quantize", {"cpu": ("quantize-cpu",), "gpu": ("quantize-gpu",)}, {"cpu": 4, "gpu": 12}
+    ),
 }
 
 
@@ -86,12 +91,17 @@ def pins(path: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the environment should be: everything that the stamp is compared with."""
+    """What the environment should be: everything that the stamp is compared with.
+
+    Attributes:
+        development: with what tests and lint need; an image has no use for it.
+    """
 
     name: str
     profile: str
     python: str
     root: Path = ROOT
+    development: bool = True
 
     @property
     def environment(self) -> Environment:
@@ -114,8 +124,9 @@ class Plan:
         return self.venv / "fovea-setup.json"
 
     @property
-    def lock(self) -> Path:
-        return self.root / "requirements" / f"{self.environment.locks[self.profile]}.lock"
+    def locks(self) -> list[Path]:
+        stems = self.environment.locks[self.profile]
+        return [self.root / "requirements" / f"{stem}.lock" for stem in (stems if self.development else stems[:1])]
 
     @property
     def torch(self) -> Path:
@@ -128,14 +139,16 @@ class Plan:
     @property
     def packages(self) -> dict[str, str]:
         """Name -> version of all that belongs there."""
-        return pins(self.lock) | (pins(self.torch) if self.profile == "cpu" else {})
+        files = [*self.locks, *([self.torch] if self.profile == "cpu" else [])]
+        return {name: version for path in files for name, version in pins(path).items()}
 
     def wanted(self) -> dict[str, Any]:
         """Return the stamp's contents: digests of all that set-up reads, and where the environment stands."""
         project = tomllib.loads((self.root / "pyproject.toml").read_text())
         metadata = [project["build-system"], project["project"], project["tool"]["setuptools"]]
         parts = {
-            "lock": self.lock.read_bytes() + (self.torch.read_bytes() if self.profile == "cpu" else b""),
+            "lock": b"".join(path.read_bytes() for path in self.locks)
+            + (self.torch.read_bytes() if self.profile == "cpu" else b""),
             "project": json.dumps(metadata, sort_keys=True).encode(),
             "operators": self.operators.read_bytes(),
         }
@@ -275,9 +288,10 @@ def build(plan: Plan, stamp: dict[str, Any], work: Path, lock: int, say: Callabl
         missing = [name for name, version in torch.items() if not has(plan.site, name, version)]
         if missing:
             install_torch_cpu(pip, torch, plan.python, say)
-    progress = Progress(len(pins(plan.lock)))
+    files = [word for path in plan.locks for word in ("--requirement", str(path))]
+    progress = Progress(sum(len(pins(path)) for path in plan.locks))
     try:
-        pip.install("--require-hashes", "--requirement", str(plan.lock), each=progress)
+        pip.install("--require-hashes", *files, each=progress)
     finally:
         progress.close()
     pip.install("--no-build-isolation", "--quiet", "--editable", str(plan.root))
@@ -294,7 +308,9 @@ def build(plan: Plan, stamp: dict[str, Any], work: Path, lock: int, say: Callabl
     shutil.rmtree(temporary, ignore_errors=True)
 
 
-def make_plan(name: str, stamp: dict[str, Any], say: Callable[[str], None], root: Path = ROOT) -> Plan:
+def make_plan(
+    name: str, stamp: dict[str, Any], say: Callable[[str], None], root: Path = ROOT, development: bool = True
+) -> Plan:
     """Return what the environment should be.
 
     Python: PYTHON when the user names one, otherwise that of a working environment, otherwise the one that runs this.
@@ -306,10 +322,10 @@ def make_plan(name: str, stamp: dict[str, Any], say: Callable[[str], None], root
     python = standing if standing in SUPPORTED else mine
     same = stamp.get("gpu_trace") == gpu_trace() and stamp.get("profile") in ("cpu", "gpu")
     profile = stamp["profile"] if same and not os.environ.get("FOVEA_PROFILE") else choose_profile(say)
-    return Plan(name, profile, python, root)
+    return Plan(name, profile, python, root, development)
 
 
-def set_up(name: str, say: Callable[[str], None], root: Path = ROOT) -> bool:
+def set_up(name: str, say: Callable[[str], None], root: Path = ROOT, development: bool = True) -> bool:
     """Bring environment `name` to its state; return False when there was nothing to do.
 
     Raises:
@@ -317,12 +333,12 @@ def set_up(name: str, say: Callable[[str], None], root: Path = ROOT) -> bool:
     """
     stamp_file = root / ENVIRONMENTS[name].folder / "fovea-setup.json"
     stamp = read_stamp(stamp_file)
-    if stamp and up_to_date(make_plan(name, stamp, say, root), stamp):
+    if stamp and up_to_date(make_plan(name, stamp, say, root, development), stamp):
         return False
     work = root / ".cache" / "setup"
     with only_one(work / "lock", say) as lock:
         stamp = read_stamp(stamp_file)  # another set-up may have done it while this one waited
-        plan = make_plan(name, stamp, say, root)
+        plan = make_plan(name, stamp, say, root, development)
         if stamp and up_to_date(plan, stamp):
             return False
         build(plan, stamp, work, lock, say)
@@ -334,6 +350,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="setup", description="Bring the environment to the state of its lock.")
     parser.add_argument("name", nargs="?", default="serve", choices=sorted(ENVIRONMENTS), help="which environment")
     parser.add_argument("--quiet", action="store_true", help="say nothing when there is nothing to do")
+    parser.add_argument("--run-time", action="store_true", help="without what only tests and lint need (images)")
     args = parser.parse_args(argv)
 
     def say(text: str) -> None:
@@ -342,7 +359,7 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
     folder = ENVIRONMENTS[args.name].folder
     try:
-        if set_up(args.name, say):
+        if set_up(args.name, say, development=not args.run_time):
             say(f"{folder} is ready ({time.monotonic() - started:.0f} s)")
         elif not args.quiet:
             say(f"{folder} is up to date")

@@ -61,6 +61,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "serving" / "torchvision_ops.py").write_text("# operators\n")
     for name in ("cpu", "gpu", "quantize-cpu", "quantize-gpu"):
         (tmp_path / "requirements" / f"{name}.lock").write_text("alpha==1.0 \\\n    --hash=sha256:00\nbeta==2.0\n")
+    for name in ("cpu-dev", "gpu-dev"):
+        (tmp_path / "requirements" / f"{name}.lock").write_text("tester==3.0\n")
     (tmp_path / "requirements" / "torch-cpu.lock").write_text("torch==2.13.0\ntorchvision==0.28.0\n")
 
     RecordingPip.calls, RecordingPip.fail = [], staticmethod(lambda args: None)
@@ -118,6 +120,23 @@ def test_changed_lock_installs_again_into_the_same_environment(project: Path) ->
     assert keepsake.exists()
     assert ["uninstall", "--yes", "beta"] in RecordingPip.calls
     assert "beta" not in stamp_of(project)["packages"]
+
+
+def test_an_image_gets_what_runs_and_a_checkout_what_tests_need_too(project: Path) -> None:
+    def locks_of_the_last() -> list[str]:
+        (call,) = [call for call in RecordingPip.calls if "--require-hashes" in call]
+        RecordingPip.calls = []
+        return [Path(word).name for word in call if word.endswith(".lock")]
+
+    assert setup_env.set_up("serve", quietly, project, development=False) is True
+    assert locks_of_the_last() == ["cpu.lock"]
+    assert "tester" not in stamp_of(project)["packages"]
+    assert setup_env.set_up("serve", quietly, project, development=False) is False
+    assert setup_env.set_up("serve", quietly, project) is True
+    assert locks_of_the_last() == ["cpu.lock", "cpu-dev.lock"]
+    assert "tester" in stamp_of(project)["packages"]
+    assert setup_env.set_up("serve", quietly, project, development=False) is True
+    assert ["uninstall", "--yes", "tester"] in RecordingPip.calls
 
 
 @pytest.mark.parametrize(("old", "new", "again"), [("100", "120", False), ('version = "1"', 'version = "2"', True)])
@@ -278,7 +297,7 @@ def one_line(captured: Any) -> str:
 @contextlib.contextmanager
 def in_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     real = setup_env.set_up
-    monkeypatch.setattr(setup_env, "set_up", lambda name, say: real(name, say, project))
+    monkeypatch.setattr(setup_env, "set_up", lambda name, say, **more: real(name, say, project, **more))
     yield
 
 

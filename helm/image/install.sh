@@ -12,7 +12,7 @@ DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
     bash ca-certificates g++ libnuma1 procps python3 python3-dev python3-venv wget
 rm -rf /var/lib/apt/lists/* /var/cache/apt/archives/*.deb
 
-FOVEA_PROFILE=$profile sh scripts/setup serve
+FOVEA_PROFILE=$profile sh scripts/setup serve --run-time
 rm -rf .cache /root/.cache
 
 # where the chart and the environment find things, whatever Python's version
