@@ -159,9 +159,10 @@ def _exported(report: dict[str, Any]) -> str:
     refused = (
         f"promotion is refused: {'; '.join(report['refused_for'])}" if report["refused_for"] else report["promote"]
     )
+    also = "".join(f"\n  {name}: {one['version']}" for name, one in report.get("also", {}).items())
     return (
         f"export: {report['version']}{' (nothing had changed)' * report['cached']}; transformers and vLLM differ by "
-        f"{gap['worst']:.4f} at most in {gap['steps']} steps\n  {refused}"
+        f"{gap['worst']:.4f} at most in {gap['steps']} steps\n  {refused}{also}"
     )
 
 

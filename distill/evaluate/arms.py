@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.evaluate.made import pruned_base, quantized
+from distill.evaluate.made import pruned_base, quantized, reseeded
 from distill.train.run import base_of
 from distill.work import Work
 from models.evaluation.target import served_folder
@@ -22,7 +22,7 @@ class Arm:
     """One of the compared.
 
     Attributes:
-        name: `teacher`, `base`, `student` or a name of `evaluate.also`.
+        name: `teacher`, `base`, `student`, a name of `evaluate.also`, or `seed-` and a number.
         folder: its checkpoint, to be served; None for one that is asked elsewhere.
         url, model: where else, and its name there (a vendor's model as `openai/...`).
         digest: of its files, as the registry counts them; None where they are not here.
@@ -49,7 +49,7 @@ def checkpoint_digest(folder: Path) -> str:
 def arms_of(work: Work) -> list[Arm]:
     """Return the teacher, the base as training began with it (where it is here), the student, then what was made of it.
 
-    What the recipe wants made (a pruned base, fewer bits) is made if it is not there.
+    What the recipe wants made (a pruned base, fewer bits, students of other seeds) is made if it is not there.
 
     Raises:
         UsageError: the student was not trained yet, or a checkpoint is not there.
@@ -79,7 +79,13 @@ def arms_of(work: Work) -> list[Arm]:
             found.append(_here(name, (work.folder / wanted).resolve()))
         else:
             found.append(_here(name, quantized(work, name, wanted, student, mine.digest)))
+    found += [_here(seed_name(seed), reseeded(work, seed)) for seed in recipe.evaluate.seeds]
     return found
+
+
+def seed_name(seed: int) -> str:
+    """Return the name of the arm that another seed trained."""
+    return f"seed-{seed}"
 
 
 def _here(name: str, folder: Path) -> Arm:

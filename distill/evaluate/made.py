@@ -1,4 +1,4 @@
-"""Checkpoints that the comparison needs and nobody has yet: the pruned base, and the student in fewer bits."""
+"""Checkpoints that the comparison needs and nobody has yet: pruned base, students of other seeds and of fewer bits."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from distill.recipe.evaluate import Quantized
@@ -39,6 +40,23 @@ def pruned_base(work: Work, train: Train) -> Path:
         save_checkpoint(load_model(train, source), load_processor(source, train.image_tokens), beside)
         beside.rename(folder)
     return folder
+
+
+def reseeded(work: Work, seed: int) -> Path:
+    """Return the student as another seed trains it on the same rows; trained, or gone on with, where it is not there.
+
+    Raises:
+        UsageError, CheckFailed: as the train step.
+    """
+    from distill.steps import run_steps
+
+    other = replace(work, recipe=work.recipe.model_copy(update={"seed": seed}), out=work.out / "seeds" / str(seed))
+    rows = other.out / "filter" / "kept.jsonl"
+    rows.parent.mkdir(parents=True, exist_ok=True)
+    if (kept := work.out / "filter" / "kept.jsonl").is_file():  # otherwise the train step says what is missing
+        shutil.copyfile(kept, rows)
+    run_steps(other, ["train"])
+    return other.out / "train" / "student"
 
 
 def quantized(work: Work, name: str, wanted: Quantized, student: Path, digest: str) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.evaluate.arms import Arm, arms_of
+from distill.evaluate.arms import Arm, arms_of, seed_name
 from distill.evaluate.ask import PLAIN, ask, sets_of, usd_per_query
 from distill.evaluate.cascade import Both, cascade
 from distill.evaluate.pictures import KINDS
@@ -25,7 +25,7 @@ from models.stats import block_quantile, paired_ratio, wilson
 from models.support.errors import UsageError
 from models.support.files import write_json
 
-VERSION = 2
+VERSION = 3
 Answers = Mapping[tuple[str, str], Evaluated]
 
 
@@ -72,6 +72,7 @@ def evaluate_student(work: Work) -> dict[str, Any]:
         },
         "pictures": _changed_pictures(work, answers["student"]),
         "consistency": _consistency(work, section, answers["student"]),
+        "seeds": _seeds(work, section, answers),
         "cascade": _cascade(work, answers["teacher"], answers["student"]),
         "versions": versions(),
         "hardware": hardware(),
@@ -205,6 +206,21 @@ def _consistency(work: Work, section: Evaluate, answers: Answers) -> dict[str, A
         runs = {kind: one.answers for (name, kind), one in answers.items() if name == golden.name and kind not in KINDS}
         items = [i for i in golden.items if all(i.id in run for run in runs.values())]
         found[golden.name] = consistency(items, runs, seed=work.recipe.seed)
+    return found
+
+
+def _seeds(work: Work, section: Evaluate, answers: Mapping[str, Answers]) -> dict[str, Any] | None:
+    """Return, per set, how far the students of all seeds agree, and the spread of their accuracies."""
+    if not section.seeds:
+        return None
+    names = ["student", *map(seed_name, section.seeds)]
+    found = {}
+    for golden, _ in sets_of(work):
+        runs = {name: answers[name][golden.name, PLAIN].answers for name in names}
+        items = [i for i in golden.items if all(i.id in run for run in runs.values())]
+        one = consistency(items, runs, seed=work.recipe.seed)
+        shares = [figure["value"] for figure in one["accuracy"].values()]
+        found[golden.name] = one | {"mean": float(np.mean(shares)), "sd": float(np.std(shares, ddof=1))}
     return found
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-from distill.evaluate.arms import address, arms_of, checkpoint_digest
+from distill.evaluate.arms import Arm, address, arms_of, checkpoint_digest
 from distill.evaluate.ask import PLAIN, measure_parity, parity_path, sets_of
 from distill.recipe.evaluate import Export
 from distill.steps import file_digest
 from distill.work import Work
 from models.evaluation.compare import read_evaluation
-from models.registry import open_registry
+from models.registry import Registry, open_registry
 from models.registry.gates import problems
-from models.registry.schema import Policy, Requirement, Version
+from models.registry.schema import Policy, Requirement, Version, report_summary
 from models.support.errors import CheckFailed, UsageError
 from models.support.files import write_json
 
@@ -45,10 +44,9 @@ def export_student(work: Work) -> dict[str, Any]:
         UsageError: there is no evaluation of this student.
     """
     section = section_of(work)
-    folder = work.out / "train" / "student"
-    digest = checkpoint_digest(folder)
-    evaluations = _evaluations(work, digest)
-    found = _parity(work)
+    arms = {arm.name: arm for arm in arms_of(work)}
+    evaluations = {name: _evaluations(work, arms[name]) for name in (NAME, *section.also)}
+    found = _parity(work, arms[NAME])
     if found["worst"] > section.parity_tolerance:
         raise CheckFailed(
             f"transformers and vLLM differ by {found['worst']:.3f} in a token's probability",
@@ -56,37 +54,53 @@ def export_student(work: Work) -> dict[str, Any]:
             fix=f"{work.out / 'evaluate'} has parity-*.json, which says on which items; nothing was registered",
         )  # fmt: skip
     registry = open_registry(None if section.store is None else str((work.folder / section.store).resolve()))
-    known = registry.versions(section.name) if section.name in registry.names() else []
-    version = next((v for v in known if v.digest == digest), None) or _register(work, section, registry, folder)
-    if registry.policy(section.name) is None:
-        registry.set_policy(section.name, _policy(work, section))
-    attached = {r["sha256"] for r in registry.state(section.name).reports.get(version.number, [])}
-    for report in evaluations:
-        report["target"] = {"name": version.name, "version": version.number, "digest": version.digest}
-        from models.registry.schema import report_summary
-
-        if report_summary(report)["sha256"] not in attached:
-            registry.attach(version.ref, report, by=section.by)
-    state = registry.state(section.name)
-    missing = problems(registry, version, state, "canary")
+    version, stood = _publish(work, registry, arms[NAME], section.name, evaluations[NAME])
     report = {
         "step": "export",
         "recipe": work.recipe.name,
-        "version": version.ref,
-        "digest": digest,
+        **stood,
         "parity": {k: v for k, v in found.items() if k != "by_item"} | {"tolerance": section.parity_tolerance},
-        "stage": state.stages[version.number],
-        "refused_for": missing,
-        "promote": f"fovea models registry promote {version.ref} --to canary",
         "lineage": {"parent": version.parent, "data": version.data},
+        "also": {
+            name: _publish(work, registry, arms[name], f"{section.name}-{name}", evaluations[name], version.ref)[1]
+            for name in section.also
+        },
     }
     write_json(work.out / "export" / "report.json", report)
     return report
 
 
-def _evaluations(work: Work, digest: str) -> list[dict[str, Any]]:
+def _publish(
+    work: Work, registry: Registry, arm: Arm, name: str, evaluations: list[dict[str, Any]], parent: str | None = None
+) -> tuple[Version, dict[str, Any]]:
+    """Register the arm where its weights are no version of `name` yet, attach what it answered, set the gate.
+
+    Returns:
+        The version, and what the report says of it.
+    """
+    section = section_of(work)
+    known = registry.versions(name) if name in registry.names() else []
+    version = next((v for v in known if v.digest == arm.digest), None) or _register(work, registry, arm, name, parent)
+    if registry.policy(name) is None:
+        registry.set_policy(name, _policy(work, section))
+    attached = {r["sha256"] for r in registry.state(name).reports.get(version.number, [])}
+    for report in evaluations:
+        report["target"] = {"name": version.name, "version": version.number, "digest": version.digest}
+        if report_summary(report)["sha256"] not in attached:
+            registry.attach(version.ref, report, by=section.by)
+    state = registry.state(name)
+    return version, {
+        "version": version.ref,
+        "digest": version.digest,
+        "stage": state.stages[version.number],
+        "refused_for": problems(registry, version, state, "canary"),
+        "promote": f"fovea models registry promote {version.ref} --to canary",
+    }
+
+
+def _evaluations(work: Work, arm: Arm) -> list[dict[str, Any]]:
     """Return the plain evaluations of exactly these weights, one a golden set."""
-    folder = work.out / "evaluate" / "answers" / f"{NAME}-{digest[:12]}"
+    folder = work.out / "evaluate" / "answers" / arm.key
     try:
         return [read_evaluation(folder / golden.name / PLAIN).report for golden, _ in sets_of(work)]
     except UsageError as error:
@@ -95,9 +109,8 @@ def _evaluations(work: Work, digest: str) -> list[dict[str, Any]]:
         ) from error
 
 
-def _parity(work: Work) -> dict[str, Any]:
+def _parity(work: Work, arm: Arm) -> dict[str, Any]:
     """Return what the evaluation measured while the student was served; measure it now where it did not."""
-    arm = next(arm for arm in arms_of(work) if arm.name == NAME)
     path = parity_path(work, arm)
     if not path.exists():
         with address(arm) as url:
@@ -106,21 +119,20 @@ def _parity(work: Work) -> dict[str, Any]:
     return found
 
 
-def _register(work: Work, section: Export, registry: Any, folder: Path) -> Version:
-    recipe = work.recipe
+def _register(work: Work, registry: Registry, arm: Arm, name: str, parent: str | None) -> Version:
+    recipe, section = work.recipe, section_of(work)
+    assert arm.folder is not None and recipe.train is not None, "an arm that was made here"
     teachers = ", ".join(f"{t.name} ({t.model})" for t in recipe.teachers)
-    data = {"kept": file_digest(work.out / "filter" / "kept.jsonl")} | {g.name: g.digest for g, _ in sets_of(work)}
-    version: Version = registry.register(
-        folder,
-        section.name,
+    return registry.register(
+        arm.folder,
+        name,
         by=section.by,
-        parent=None if recipe.train is None else recipe.train.base,
+        parent=parent or recipe.train.base,
         recipe=recipe.model_dump(mode="json"),
-        data=data,
+        data={"kept": file_digest(work.out / "filter" / "kept.jsonl")} | {g.name: g.digest for g, _ in sets_of(work)},
         licence=section.licence or None,
         note=f"distilled from {teachers}; report {work.out / 'report.json'}",
     )
-    return version
 
 
 def _policy(work: Work, section: Export) -> Policy:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from distill.recipe.parts import Dollars, Money, Name, Section, Share
 
@@ -51,7 +51,20 @@ class Evaluate(Section):
     variants: list[str] = Field(
         default_factory=list, description="Other wordings, `{question}` in them: how steady is the student?"
     )
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        default_factory=list,
+        max_length=10,
+        description="Train the student again with each of these seeds and ask it: how much of the result is chance?",
+    )
     targets: Targets = Field(default_factory=Targets, description="What should hold.")
+
+    @field_validator("also")
+    @classmethod
+    def _own_names(cls, also: dict[str, Quantized | str]) -> dict[str, Quantized | str]:
+        taken = [name for name in also if name in ("teacher", "base", "student") or name.startswith("seed-")]
+        if taken:
+            raise ValueError(f"{taken[0]!r} is the name of another of the compared: choose one")
+        return also
 
 
 class Export(Section):
@@ -63,6 +76,11 @@ class Export(Section):
         None, description="Registry, when it is not the default one; a folder relative to the recipe."
     )
     licence: str = Field("", description="Licence of the student.")
+    also: list[Name] = Field(
+        default_factory=list,
+        description="Names of `evaluate.also` to register too (`receipts-int8`), the student as parent, "
+        "each behind the same gate.",
+    )
     parity_items: int = Field(
         16, ge=1, le=200, description="Held-out items on which transformers and vLLM are compared."
     )

@@ -103,8 +103,15 @@ class Recipe(Section):
             raise ValueError("evaluate needs a student that was trained: add the section `train`")
         if self.evaluate is not None and self.evaluate.max_usd is None and not self.teachers[0].self_hosted:
             raise ValueError("evaluate asks the vendor's teacher too: say what that may cost in evaluate.max_usd")
+        seeds = [self.seed, *(self.evaluate.seeds if self.evaluate is not None else ())]
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("evaluate.seeds names a seed twice, or the recipe's own: every student needs its own seed")
         if self.export is not None and self.evaluate is None:
             raise ValueError("export needs a proof: add the section `evaluate`")
+        if self.export is not None and self.evaluate is not None:
+            unknown = [name for name in self.export.also if name not in self.evaluate.also]
+            if unknown:
+                raise ValueError(f"export.also names {unknown[0]!r}, which is not in evaluate.also")
         if self.filters.agreement.min_teachers > len(names):
             raise ValueError(
                 f"filters.agreement.min_teachers is {self.filters.agreement.min_teachers}, "

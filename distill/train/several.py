@@ -8,6 +8,7 @@ one was interrupted, and takes the same steps but for the order in which floatin
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def train_together(work: Work) -> dict[str, Any]:
                                  fix="ask for as many, or fewer")  # fmt: skip
             TorchTrainer(
                 _worker,
-                train_loop_config={"recipe": str(work.file), "out": str(work.out.resolve())},
+                train_loop_config={"recipe": str(work.file), "out": str(work.out.resolve()), "seed": work.recipe.seed},
                 scaling_config=ScalingConfig(num_workers=train.workers, use_gpu=gpus > 0),
                 run_config=RunConfig(name="ray", storage_path=str(folder)),
             ).fit()
@@ -58,7 +59,7 @@ def train_together(work: Work) -> dict[str, Any]:
     return report
 
 
-def _worker(config: dict[str, str]) -> None:
+def _worker(config: dict[str, Any]) -> None:
     from ray import train
 
     from distill.train.run import train_alone
@@ -67,7 +68,9 @@ def _worker(config: dict[str, str]) -> None:
     group = Group(context.get_world_rank(), context.get_world_size())
     out = Path(config["out"])
     try:
-        train_alone(open_work(Path(config["recipe"]), out), group)
+        work = open_work(Path(config["recipe"]), out)
+        work = replace(work, recipe=work.recipe.model_copy(update={"seed": config["seed"]}))  # `evaluate.seeds`
+        train_alone(work, group)
     except FoveaError as error:
         write_json(out / "train" / FAULT, error.as_dict() | {"code": error.exit_code})
         raise RuntimeError(str(error)) from None
