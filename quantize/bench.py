@@ -9,7 +9,6 @@ Everything is kept in the output folder: an interrupted benchmark continues.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ from models.evaluation.context import command, hardware, versions
 from models.support.errors import FoveaError
 from models.support.files import write_json
 from quantize import artifact
+from quantize.bench_families import print_families
 from quantize.bench_kernels import kernels, print_kernels
-from quantize.bench_make import make, say
+from quantize.bench_make import known_rows, make, say
 from quantize.bench_shape import print_shape, shape_speed
 from quantize.bench_speed import speed
 from quantize.bench_stack import NAME, stack
@@ -31,7 +31,14 @@ from quantize.recovery import shown
 from quantize.run import checkpoint_folder
 from quantize.under_load import load
 
-PARTS = {"kernels": "kernels", "speed": "speed", "accuracy": "accuracy", "broken": "broken", "stack": "load"}
+PARTS = {
+    "kernels": "kernels",
+    "speed": "speed",
+    "accuracy": "accuracy",
+    "broken": "broken",
+    "stack": "load",
+    "families": "families",
+}
 # not among `all`: billions of parameters, for a GPU
 SHAPE = "shape"
 FAMILIES = ("qwen2_5_vl", "paligemma")
@@ -48,7 +55,7 @@ def accuracy(
     out: Path, limit: int | None, families: list[str], tried: tuple[tuple[str, str, bool], ...], kept: Path
 ) -> list[dict[str, Any]]:
     """Return the gate's figures of every try on the embedded checkpoints; `kept` holds those of earlier calls."""
-    rows = _known(kept)
+    rows = known_rows(kept)
     for family in families:
         for scheme, method, vision in tried:
             name = f"{scheme}-{method}{'-tower' if vision else ''}"
@@ -100,7 +107,7 @@ def load_tested(out: Path, families: list[str]) -> list[dict[str, Any]]:
     The checkpoints of `accuracy` are made unless they are there.
     """
     kept = out / "load.json"
-    rows = _known(kept)
+    rows = known_rows(kept)
     for family in families:
         parent = checkpoint_folder(f"embedded:{family}")
         for chosen in LOADED:
@@ -117,15 +124,6 @@ def load_tested(out: Path, families: list[str]) -> list[dict[str, Any]]:
             rows.append({"family": family, "scheme": name, "files": artifact.files_of(folder), **found})
             write_json(kept, {"versions": versions(), "rows": rows})
     return rows
-
-
-def _known(path: Path) -> list[dict[str, Any]]:
-    """Return what an earlier, interrupted benchmark with the same versions measured."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return []
-    return list(found["rows"]) if isinstance(found, dict) and found.get("versions") == versions() else []
 
 
 def print_tables(result: dict[str, Any]) -> None:
@@ -148,6 +146,8 @@ def print_tables(result: dict[str, Any]) -> None:
     for part in ("accuracy", "broken"):
         if part in result:
             _print_gated(result[part])
+    if "families" in result:
+        print_families(result["families"])
     if "load" in result:
         print(f"\n| model | checkpoint | requests/s | p50, ms | p95, ms | within {LOAD['slo_ms']:g} ms, /s | right |")
         print("|---|---|---|---|---|---|---|")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from models.evaluation.context import versions
 from quantize import artifact
 from quantize.engine import Held
 from quantize.run import RunSettings, quantize
@@ -17,16 +19,23 @@ def say(text: str) -> None:
     print(f"bench-quantize: {text}", file=sys.stderr, flush=True)
 
 
-def make(
-    out: Path, model: str, scheme: str, method: str, held: Held | None = None, *, vision: bool = False
-) -> dict[str, Any]:
+def known_rows(path: Path) -> list[dict[str, Any]]:
+    """Return what an earlier, interrupted benchmark with the same versions measured."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return []
+    return list(found["rows"]) if isinstance(found, dict) and found.get("versions") == versions() else []
+
+
+def make(out: Path, model: str, scheme: str, method: str, held: Held | None = None, **more: Any) -> dict[str, Any]:
     """Return the manifest of a quantized checkpoint, made unless it is there; `held` as in `quantize`.
 
-    `vision`: the tower too.  Raises UsageError and CheckFailed as `quantize`.
+    `more`: other fields of `RunSettings`.  Raises UsageError and CheckFailed as `quantize`.
     """
     if artifact.is_artifact(out):
         return artifact.read_manifest(out)
-    say(f"{scheme} by {method} of {model}{', tower too' if vision else ''}")
+    say(f"{scheme} by {method} of {model}{', tower too' if more.get('vision') else ''}")
     data = "easy-vqa-train" if find_scheme(scheme).needs_calibration(method) else None
-    settings = RunSettings(model=model, out=out, scheme=scheme, method=method, calibration=data, vision=vision)
+    settings = RunSettings(model=model, out=out, scheme=scheme, method=method, calibration=data, **more)
     return quantize(settings, say, held)

@@ -88,7 +88,7 @@ def execute(request: JobRequest, say: Say) -> JobResult:
     if request.calibration is not None:
         from quantize.job_data import prepare
 
-        batches, facts = prepare(request, model.device, say)
+        batches, facts = prepare(request, model, say)
         timed("prepare")
     say(f"quantizing {len(request.expected)} modules")
     done = TOOLS[request.tool](request, model, batches, say)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 from collections import Counter
 from collections.abc import Callable
@@ -15,8 +16,10 @@ Batches = list[dict[str, Any]]
 BATCH_TOKENS = 2048
 
 
-def prepare(request: JobRequest, device: Any, say: Callable[..., None]) -> tuple[Batches, CalibrationFacts]:
+def prepare(request: JobRequest, model: Any, say: Callable[..., None]) -> tuple[Batches, CalibrationFacts]:
     """Return the items as batches of equal length (see `merge`) and the figures about them.
+
+    `model`: takes what its `forward` names; what else the processor makes is left out (token types, for LLaVA).
 
     Raises:
         UsageError: the checkpoint has no processor or template, or an item has no image tokens, or is too long.
@@ -36,7 +39,7 @@ def prepare(request: JobRequest, device: Any, say: Callable[..., None]) -> tuple
         fix = "add the family's chat_template.jinja to the checkpoint"
         raise UsageError("has no chat template", field="model", value=str(request.model), fix=fix)
     items = load_golden(request.calibration).items
-    image_token = image_token_id(processor)
+    image_token, takes = image_token_id(processor), inspect.signature(model.forward).parameters
     batches, counts = [], Counter[int]()
     for number, item in enumerate(items, 1):
         with Image.open(io.BytesIO(item.image_bytes())) as opened:
@@ -52,7 +55,7 @@ def prepare(request: JobRequest, device: Any, say: Callable[..., None]) -> tuple
             where = f"calibration: item {item.id}"
             raise UsageError("the prompt is too long", field=where, value=ids.shape[1], fix=fix)
         counts[images] += 1
-        batches.append({k: v.to(device) for k, v in batch.items()})
+        batches.append({k: v.to(model.device) for k, v in batch.items() if k in takes})
         if number % 32 == 0:
             say("reading the calibration items", number, len(items))
     lengths = [int(b["input_ids"].shape[1]) for b in batches]

@@ -17,6 +17,7 @@ from quantize import artifact
 from quantize.engine import Held
 from quantize.gate import run_gate
 from quantize.hardware import find_machine, load_table
+from quantize.ladder_page import write_ladder_page
 from quantize.recovery import shown
 from quantize.run import checkpoint_folder, quantize
 from quantize.schemes import SCHEMES, find_method, find_scheme
@@ -67,16 +68,17 @@ def parse_rungs(text: str | None, target: str) -> list[Rung]:
 
 
 def climb(args: argparse.Namespace, rungs: list[Rung], say: Say) -> dict[str, Any]:
-    """Make and gate each rung until one passes; write ladder.json after every rung; return it.
+    """Make and gate each rung until one passes; write ladder.json and ladder.html after every rung; return the former.
 
     Raises:
         UsageError, CheckFailed: as `quantize` and `run_gate`; what is done stays and is taken up again.
     """
     out: Path = args.out
-    parent_files = artifact.files_of(checkpoint_folder(args.model))
-    steps: list[dict[str, Any]] = []
-    passed = None
-    architecture = str((read_config(checkpoint_folder(args.model)).get("architectures") or ["none"])[0])
+    parent = checkpoint_folder(args.model)
+    parent_files = artifact.files_of(parent)
+    architecture = str((read_config(parent).get("architectures") or ["none"])[0])
+    result: dict[str, Any] = {"kind": "quantization-ladder", "model": args.model, "passed": None, "steps": []}
+    reports: list[dict[str, Any]] = []
     for rung in rungs:
         folder = out / rung.name
         if rung.method in METHODS and architecture not in SMOOTHING:
@@ -89,25 +91,30 @@ def climb(args: argparse.Namespace, rungs: list[Rung], say: Say) -> dict[str, An
                 chosen = {"scheme": rung.scheme, "method": rung.method, "group": rung.group}
                 quantize(run_settings(args, out=folder, replace=folder.exists(), **chosen), say, held)
             report = run_gate(comparison, say, held)
-        steps.append(
-            {
-                "rung": rung.name,
-                "folder": str(folder),
-                "report": str(out / f"{rung.name}-gate" / "report.html"),
-                "outcome": report["verdict"]["outcome"],
-                "sentence": report["verdict"]["sentence"],
-                "recovery": report["recovery"],
-                "size_ratio": report["figures"]["size_ratio"],
-                "failed_categories": report["verdict"]["failed_categories"],
-                "figures": {name: figures_of(side) for name, side in report["sides"].items()},
-            }
-        )
+        reports.append(report)
+        result["steps"].append(step_of(rung, folder, comparison.out / "report.html", report))
         if report["verdict"]["outcome"] == "pass":
-            passed = rung.name
-        write_json(out / "ladder.json", {"kind": "quantization-ladder", "passed": passed, "steps": steps})
-        if passed is not None:
+            result["passed"] = rung.name
+        write_json(out / "ladder.json", result)
+        write_ladder_page(out / "ladder.html", result, reports)
+        if result["passed"] is not None:
             break
-    return {"kind": "quantization-ladder", "passed": passed, "steps": steps}
+    return result
+
+
+def step_of(rung: Rung, folder: Path, page: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """Return what the ladder keeps of one rung and its gate's report."""
+    return {
+        "rung": rung.name,
+        "folder": str(folder),
+        "report": str(page),
+        "outcome": report["verdict"]["outcome"],
+        "sentence": report["verdict"]["sentence"],
+        "recovery": report["recovery"],
+        "size_ratio": report["figures"]["size_ratio"],
+        "failed_categories": report["verdict"]["failed_categories"],
+        "figures": {name: figures_of(side) for name, side in report["sides"].items()},
+    }
 
 
 def figures_of(side: dict[str, Any]) -> dict[str, Any]:
@@ -137,6 +144,8 @@ def print_ladder(result: dict[str, Any], out: Path) -> None:
     print_table(head, rows)
     passed = result["passed"]
     print(f"passed            {passed if passed else 'none'}: {out / passed if passed else 'keep the parent'}")
+    if steps:
+        print(f"report            {out / 'ladder.html'}")
 
 
 def _cells(figures: dict[str, Any]) -> list[str]:

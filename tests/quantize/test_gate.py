@@ -19,6 +19,8 @@ from quantize.engine import EngineSettings, Held, Served
 from quantize.gate import GateSettings, run_gate
 from quantize.gate_report import print_gate
 from quantize.gate_rows import rate_at_slo
+from quantize.ladder import Rung, step_of
+from quantize.ladder_page import write_ladder_page
 from quantize.probe import Probe
 from tests.models.openai_simulator import OpenAISimulator
 from tests.quantize.checkpoints import EMBEDDED, change_config, copy_of
@@ -163,6 +165,31 @@ def test_a_lost_category_fails_and_is_named(engines: Engines, candidate: Path, t
     lost = set(report["flips"]["lost"])
     assert lost == {i.id for i in load_golden("easy-vqa").sample(LIMIT, 0) if i.category == "shape"}
     assert "categories that failed: shape" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_the_ladder_s_page_has_every_rung_beside_the_parent(engines: Engines, candidate: Path, tmp_path: Path) -> None:
+    reports = [gate(candidate, tmp_path / "good", usd_per_hour=3.6, slo_ms=1e6)]
+    engines.wrong["candidate"] = lambda item: item.category == "shape"
+    reports.insert(0, gate(candidate, tmp_path / "bad", usd_per_hour=3.6, slo_ms=1e6))
+    rungs = [Rung("w2-trial", "rtn"), Rung("w8a8", "gptq")]
+    pages = [tmp_path / name / "report.html" for name in ("bad", "good")]
+    steps = [step_of(r, candidate, p, report) for r, p, report in zip(rungs, pages, reports, strict=True)]
+    result = {"model": "embedded:qwen2_5_vl", "passed": "w8a8-gptq", "steps": steps}
+    write_ladder_page(tmp_path / "ladder.html", result, reports)
+    page = (tmp_path / "ladder.html").read_text()
+    for words in (
+        "<b>w8a8-gptq passed</b>",
+        "bad/report.html, good/report.html",
+        "of it, the vision tower",
+        "8.0 ms, 40 %",
+    ):
+        assert words in page
+    row = page.partition('<td class="text">shape</td>')[2].partition("</tr>")[0]
+    assert row.count("100.0 %") == 2 and "0.0 % (failed)" in row
+    money = page.partition('<td class="text">$ per 1,000 queries at the highest rate</td>')[2].partition("</tr>")[0]
+    assert money.count("$0.02500") == 2 and money.count("<td>") == 3
+    write_ladder_page(tmp_path / "none.html", result | {"passed": None, "steps": steps[:1]}, reports[:1])
+    assert "<b>None passed</b>" in (tmp_path / "none.html").read_text()
 
 
 def test_a_few_flips_are_not_enough_to_tell(engines: Engines, candidate: Path, tmp_path: Path) -> None:

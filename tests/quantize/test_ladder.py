@@ -35,9 +35,11 @@ class Steps:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, passing: set[str]) -> None:
         self.made: list[str] = []
         self.gated: list[str] = []
+        self.pages: list[list[str]] = []
         self.passing = passing
         monkeypatch.setattr("quantize.ladder.quantize", self.make)
         monkeypatch.setattr("quantize.ladder.run_gate", self.gate)
+        monkeypatch.setattr("quantize.ladder.write_ladder_page", self.page)
 
     def make(self, settings: Any, say: Any, held: Any) -> dict[str, Any]:
         self.made.append(settings.out.name)
@@ -45,6 +47,10 @@ class Steps:
         manifest = {"kind": artifact.KIND, "parent": {"files": artifact.files_of(EMBEDDED / "qwen2_5_vl")}}
         (settings.out / "manifest.json").write_text(json.dumps(manifest))
         return manifest
+
+    def page(self, path: Path, result: dict[str, Any], reports: list[dict[str, Any]]) -> None:
+        self.pages.append([s["rung"] for s in result["steps"]])
+        assert len(reports) == len(result["steps"])
 
     def gate(self, settings: Any, say: Any, held: Any) -> dict[str, Any]:
         name = settings.candidate.name
@@ -84,6 +90,7 @@ def test_it_stops_at_the_first_that_passes(
     assert found["passed"] == "w4a16-awq"
     assert [s["outcome"] for s in found["steps"]] == ["fail", "pass"]
     assert json.loads((tmp_path / "ladder.json").read_text()) == found
+    assert steps.pages == [["w4a16-gptq"], ["w4a16-gptq", "w4a16-awq"]]  # after every rung
     print_ladder(found, tmp_path)
     lines = capsys.readouterr().out.splitlines()
     figures = ["80.0", "50.0", "30.0", "1.00", "2.00000"]
