@@ -80,6 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FoveaError as error:
         print(error)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here")
+        return 130
     return 0
 
 

@@ -110,6 +110,17 @@ def test_the_teacher_is_more_than_five_times_as_large() -> None:
     assert LARGE.layers * LARGE.width * LARGE.mlp > 5 * 5 * SMALL.layers * SMALL.width * SMALL.mlp
 
 
+def test_an_interrupted_proof_says_how_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "shapes", stopped)
+    assert run.main(["--task", "shapes", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().out.splitlines() == ["== shapes", "interrupted: the same command goes on from here"]
+
+
 def test_pictures_are_pictures(tmp_path: Path) -> None:
     (path, _), *_ = data.photographs(tmp_path / "p", 1, 4)
     with Image.open(tmp_path / path) as image:
