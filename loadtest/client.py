@@ -217,6 +217,9 @@ class Connection(asyncio.Protocol):
         self.scanner.tail = b""
         exchange.begun = perf_counter()
         exchange.sent = exchange.sent or exchange.begun
+        if not self.usable:  # the server hung up between the handshake and now: nobody would tell again
+            self.abort(Kind.RESET, "connection lost before the request")
+            return
         self.transport.write(exchange.payload)
 
     def discard(self) -> None:

@@ -68,10 +68,13 @@ class Pool:
     def _factory(self) -> Connection:
         return Connection(self, self.api)
 
-    def place(self, exchange: Exchange) -> None:
-        """Give the exchange a connection: a free one, a new one, or the next that becomes free."""
+    def place(self, exchange: Exchange, *, fresh: bool = False) -> None:
+        """Give the exchange a connection: a free one (unless it has to be `fresh`), a new one, or the next free one."""
         free = self._free
-        while free:
+        if fresh and free and self._open >= self.most:
+            free.pop().discard()  # room for a new one
+            self._open -= 1
+        while free and not fresh:
             connection = free.pop()
             if connection.usable:
                 self._active.add(connection)
@@ -95,6 +98,7 @@ class Pool:
             if not self.stopped:
                 exchange.kind, exchange.end = Kind.CONNECT, perf_counter()
                 exchange.detail = str(error) or type(error).__name__
+                self._wake()  # whoever waited for this connection finds out by a try of its own
                 self.over(exchange)
             return
         if self.stopped:
@@ -102,6 +106,11 @@ class Pool:
             return
         self._active.add(connection)
         connection.start(exchange)
+
+    def _wake(self) -> None:
+        """Let the request that waits longest have a connection: there is one fewer."""
+        if self._waiting and not self.stopped:
+            self.place(self._waiting.popleft())
 
     def on_done(self, connection: Connection, exchange: Exchange) -> None:
         """A connection tells that its request is over."""
@@ -114,13 +123,12 @@ class Pool:
                 self._free.append(connection)
         else:
             self._open -= 1
-            if self._waiting and not self.stopped:
-                self.place(self._waiting.popleft())
+            self._wake()
         # A server may close an idle connection at the very moment when it is used again.  Every client sends once
         # more then, on a new connection; the time lost stays in the latency.
         if exchange.kind is Kind.RESET and connection.served > 1 and not exchange.resent and not self.stopped:
             exchange.resent, exchange.kind, exchange.detail = True, Kind.OK, ""
-            self.place(exchange)
+            self.place(exchange, fresh=True)  # those that are free may have been closed along with it
             return
         self.over(exchange)
 

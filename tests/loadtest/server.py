@@ -10,6 +10,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -30,6 +31,7 @@ class Plan:
     cut_after: int | None = None  # close the connection after so many bytes of the reply
     segments: int = 0  # send the reply in pieces of so many bytes
     end_mark: bool = True  # streamed replies end with [DONE]
+    hang_up: bool = False  # close the connection after a whole reply, without a word of it
 
 
 Decide = Callable[[dict[str, Any]], Plan]
@@ -99,6 +101,8 @@ class _Http(asyncio.Protocol):
             await self._whole(plan.status, plan.headers, plan.body or json.dumps(reply).encode(), plan)
             return
         await self._stream(plan, usage)
+        if plan.hang_up:
+            self.transport.close()
 
     async def _whole(self, status: int, headers: dict[str, str], body: bytes, plan: Plan) -> None:
         extra = "".join(f"{k}: {v}\r\n" for k, v in headers.items())
@@ -181,16 +185,6 @@ class Server:
         if self._stall_from <= now < self._stall_to:
             await asyncio.sleep(self._stall_to - now)
 
-    def close_connections(self, idle_only: bool = False) -> None:
-        """Cut every open connection, as a dying server does, or only those on which nothing is being answered."""
-
-        def close() -> None:
-            for transport in list(self.transports):
-                if not (idle_only and transport.get_protocol().tasks):
-                    transport.abort()
-
-        self._loop.call_soon_threadsafe(close)
-
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         server = self._loop.run_until_complete(
@@ -200,18 +194,26 @@ class Server:
         self._ready.set()
         self._loop.run_forever()
         server.close()
-        self._loop.run_until_complete(server.wait_closed())
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.run_until_complete(self._hang_up())
         self._loop.close()
+
+    async def _hang_up(self) -> None:
+        """Reset every connection, those too that are being accepted now: none may be left that nobody answers on."""
+        while self.transports or len(asyncio.all_tasks()) > 1:
+            for transport in list(self.transports):
+                transport.abort()
+            await asyncio.sleep(0)
 
     def __enter__(self) -> Server:
         self._thread.start()
         assert self._ready.wait(10)
         return self
 
+    def die(self) -> None:
+        """Answer nothing more, reset every connection and refuse new ones, as when the process is killed."""
+        with suppress(RuntimeError):  # the loop is closed: it is dead already
+            self._loop.call_soon_threadsafe(self._loop.stop)
+
     def __exit__(self, *error: object) -> None:
-        self.close_connections()
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self.die()
         self._thread.join(10)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from loadtest.apis import APIS, make_api
 from loadtest.client import Connection, Exchange, Kind, Target, request_head
+from loadtest.pool import Pool
 from loadtest.run import run_load
 from models.support.errors import UsageError
 from tests.loadtest.conftest import Addressed, At, config_for
@@ -96,14 +97,49 @@ def test_interim_replies_and_bodies_ended_by_closing(prompts: str) -> None:
 
 
 def test_a_kept_connection_that_the_server_closed_is_replaced(serve: Serve, prompts: str) -> None:
-    """The server drops the connections of users who think; no request is lost by that."""
-    server = serve()
-    timer = threading.Timer(0.5, server.close_connections, (True,))
-    config = config_for(server, prompts, concurrency=4, duration_s=1.2, think_s=0.05, check_model=False)
-    data = run_load(config, on_begin=lambda start: timer.start()).data
-    timer.join()
-    assert data["errors"] == 0 and data["requests"] > 20
+    """The server drops the connection after every fifth reply; no request is lost by that."""
+
+    def decide(request: dict[str, Any]) -> Plan:
+        return Plan(hang_up=len(server.requests) % 5 == 0)
+
+    server = serve(decide)
+    data = run(server, prompts, concurrency=4, requests=60, think_s=0.01)
+    assert (data["errors"], data["requests"]) == (0, 60)
     assert server.connections > 4
+
+
+@pytest.mark.parametrize("most", [2, 8])
+async def test_what_is_sent_again_gets_a_connection_of_its_own(most: int) -> None:
+    """A server that closes one idle connection closes others too: a second try on one of them would be the last."""
+    over: list[Exchange] = []
+    pool = Pool(
+        Target.parse("http://h"), make_api("openai"), over.append, keep_text=False, gaps=[], timeout_s=5, most=most,
+        tls=None,
+    )  # fmt: skip
+    made: list[Connection] = []
+
+    async def new() -> Connection:
+        made.append(Connection(pool, pool.api))
+        made[-1].connection_made(_Wire())
+        return made[-1]
+
+    pool._new = new  # type: ignore[method-assign]
+    reply = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
+    await pool.connect(2)
+    first, second = Exchange(0, b"", 0.0), Exchange(1, b"", 0.0)
+    pool.place(first)
+    pool.place(second)
+    for connection in made:
+        connection.data_received(reply)
+    again = Exchange(2, b"", 0.0)
+    pool.place(again)
+    used = next(one for one in made if one.exchange is again)
+    used.connection_lost(None)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert len(made) == 3 and made[2].exchange is again and set(over) == {first, second}
+    made[2].data_received(reply)
+    assert over[2] is again and again.resent and pool.peak <= most
 
 
 def test_connections_are_kept(serve: Serve, prompts: str) -> None:
@@ -204,6 +240,17 @@ def test_any_bytes_end_the_request_exactly_once(api: str, head: bytes, parts: li
     connection.connection_lost(None)
     assert owner.ended == [exchange] and exchange.end > 0
     assert isinstance(exchange.kind, Kind) and exchange.kind not in (Kind.CONNECT, Kind.TIMEOUT, Kind.UNFINISHED)
+
+
+def test_a_connection_that_was_lost_before_its_first_request_ends_it_at_once() -> None:
+    """Between the handshake and the request; the loop tells of a loss once, and nobody would wait for this one."""
+    owner = _Ended()
+    connection = Connection(owner, make_api("openai"))
+    connection.connection_made(_Wire())
+    connection.connection_lost(ConnectionResetError())
+    exchange = Exchange(0, b"", 0.0)
+    connection.start(exchange)
+    assert owner.ended == [exchange] and exchange.kind is Kind.RESET and exchange.end >= exchange.sent > 0
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Whole runs against a server with known behaviour: the figures are the truth, and what goes wrong is said."""
 
 import json
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,13 +103,22 @@ def test_warm_up_and_cool_down_are_left_out(serve: Serve, prompts: str) -> None:
 
 
 def test_a_dead_server_in_the_middle_of_a_run(serve: Serve, prompts: str) -> None:
-    server = Server(Plan(first_s=0.005)).__enter__()
-    timer = threading.Timer(0.6, server.__exit__)
-    data = run_load(config_for(server, prompts, rate=50, duration_s=1.2), on_begin=lambda start: timer.start()).data
-    timer.join()
-    found = {row["kind"] for row in data["errors_by_kind"]}
-    assert found <= {"connect", "reset", "cut"} and "connect" in found
-    assert 0 < data["errors"] < data["requests"]
+    """It dies of the 20th request.  At most four are under way at a time, so others have been answered by then, and
+    what was to come afterwards, or waited for one of the four connections, is refused."""
+
+    def decide(request: dict[str, Any]) -> Plan:
+        if len(server.requests) >= 20:
+            server.die()
+        return Plan(first_s=0.005)
+
+    server = serve(decide)
+    config = config_for(server, prompts, rate=100, requests=60, max_connections=4, check_model=False)
+    data = run_load(config).data
+    found = {row["kind"]: row["count"] for row in data["errors_by_kind"]}
+    assert set(found) <= {"connect", "reset", "cut"}
+    assert found["connect"] >= 60 - len(server.requests) - 4
+    assert 20 <= len(server.requests) < 24 and data["requests"] == 60
+    assert 0 <= len(server.requests) - (60 - data["errors"]) <= 4
 
 
 def test_a_late_generator_makes_the_run_invalid(serve: Serve, prompts: str, capsys: pytest.CaptureFixture[str]) -> None:
