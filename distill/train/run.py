@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from distill.train.group import Group
 from distill.training_rows import TrainingRows
 from distill.work import Work
 from models.cost.ledger import significant
-from models.support.errors import UsageError
+from models.support.errors import CheckFailed, UsageError
 from models.support.files import atomic_write, write_json
 from models.support.progress import Progress
 
@@ -119,9 +121,10 @@ def train_alone(work: Work, group: Group) -> dict[str, Any]:
         raise UsageError("needs validation rows that were kept, and there are none", field="train.patience",
                          value=train.patience, fix="mark rows with split validation, or leave it out")  # fmt: skip
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(train, source)
-    if train.method != "qlora":
-        model = model.to(device)
+    with _must_fit(train, source):
+        model = load_model(train, source)
+        if train.method != "qlora":
+            model = model.to(device)
     _fast_attention(model)
     core, folder = core_of(model), work.out / "train"
     form: dict[str, Any] = {
@@ -141,7 +144,8 @@ def train_alone(work: Work, group: Group) -> dict[str, Any]:
             with atomic_write(folder / "curve.html") as file:
                 file.write(curve_page(recipe.name, loop.state, steps))
 
-        teacher = _teacher(train, work.folder, processor, device)
+        with _must_fit(train, source):
+            teacher = _teacher(train, work.folder, processor, device)
         loop = Loop(model, train, recipe.seed, encoded, looked, folder, identity, teacher=teacher, group=group,
                     told=told)  # fmt: skip
         started = time.monotonic()
@@ -206,6 +210,21 @@ def has_split(kept: Path, split: str) -> bool:
     from distill.labels import read_labels
 
     return any(row.split == split for row in read_labels(kept))
+
+
+@contextmanager
+def _must_fit(train: Train, source: str) -> Iterator[None]:
+    """Say what to change where the weights alone fill the device.  Raises CheckFailed."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        smaller = "a smaller base" if train.method == "qlora" else "method qlora, or a smaller base"
+        raise CheckFailed(
+            "out of memory before the first step: the weights do not fit", field="train.base", value=source,
+            fix=f"use {smaller}; leave train.logits out where it is set: its teacher is loaded too",
+        ) from error  # fmt: skip
 
 
 def _teacher(train: Train, folder: Path, processor: Any, device: str) -> Any:
