@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +37,27 @@ def files_of(folder: Path) -> dict[str, str]:
     return {p.name: sha256(p) for p in names if p.name not in (MANIFEST, "README.md")}
 
 
+def disk_error(error: BaseException) -> str | None:
+    """Return why the disk refused, also where a library (safetensors) turned the error into text; None otherwise."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        return str(error.strerror)
+    text = str(error)
+    for words in ("No space left on device", "Disk quota exceeded", "File too large", "Read-only file system"):
+        if words in text:
+            return words
+    return None
+
+
+def check_place(folder: Path, field: str) -> None:
+    """Find out before the work that a folder could not be made or written to.  Raises UsageError."""
+    place = folder.expanduser().resolve()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        why = "is no folder" if not place.is_dir() else "may not be written to"
+        raise UsageError(f"cannot write: {place} {why}", field=field, value=str(folder), fix="name another folder")
+
+
 @contextmanager
 def staging(out: Path, *, need_bytes: int, replace: bool) -> Iterator[Path]:
     """Yield an empty folder beside `out` that takes its name when the block succeeds, and is removed when it does not.
@@ -44,7 +67,7 @@ def staging(out: Path, *, need_bytes: int, replace: bool) -> Iterator[Path]:
     Raises:
         UsageError: `out` exists and `replace` is not set, is not ours to replace, cannot be written to, or another job
             writes there.
-        CheckFailed: `need_bytes` are not free.
+        CheckFailed: `need_bytes` are not free, or the disk is full while the block writes.
     """
     out = out.expanduser().resolve()
     if out.exists():
@@ -73,6 +96,12 @@ def staging(out: Path, *, need_bytes: int, replace: bool) -> Iterator[Path]:
             beside.mkdir()
             yield beside
             _take_name(beside, out)
+        except OSError as error:
+            reason = disk_error(error)
+            if reason is None:
+                raise
+            fix = "free space, or name a folder on another disk"
+            raise CheckFailed(f"cannot save: {reason}", field="out", value=error.filename or out, fix=fix) from error
         finally:
             shutil.rmtree(beside, ignore_errors=True)
             Path(lock.name).unlink(missing_ok=True)

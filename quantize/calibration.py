@@ -135,7 +135,11 @@ def differences(facts: dict[str, Any], traffic: str) -> list[str]:
         UsageError: there is no such traffic set.
     """
     golden = load_source(traffic)
-    real = describe(golden, golden.items, traffic, 0)
+    return unlike(facts, describe(golden, golden.items, traffic, 0), "traffic")
+
+
+def unlike(facts: dict[str, Any], real: dict[str, Any], name: str) -> list[str]:
+    """Return the warnings of two descriptions (`describe`): of the calibration, and of what `name` says."""
     warnings = []
     for key, what, unit in (
         ("megapixels", "picture size", "megapixels"),
@@ -144,10 +148,10 @@ def differences(facts: dict[str, Any], traffic: str) -> list[str]:
         ours, theirs = facts[key]["p50"], real[key]["p50"]
         if not 1 / SHIFT <= theirs / max(ours, 1e-9) <= SHIFT:
             warnings.append(
-                f"median {what} of the traffic is {theirs:.4g} {unit}, of the calibration {ours:.4g}: "
-                "activations differ; calibrate on pictures like the traffic's"
+                f"median {what} of the {name} is {theirs:.4g} {unit}, of the calibration {ours:.4g}: "
+                f"activations differ; calibrate on pictures and questions like the {name}'s"
             )
     unseen = sorted(set(real["categories"]) - set(facts["categories"]))
     if unseen and facts["categories"].keys() != {"all"}:
-        warnings.append(f"categories of the traffic that the calibration lacks: {', '.join(unseen[:5])}")
+        warnings.append(f"categories of the {name} that the calibration lacks: {', '.join(unseen[:5])}")
     return warnings

@@ -25,6 +25,7 @@ from models.golden import GoldenItem, load_golden
 from models.support.errors import CheckFailed, UsageError
 from models.support.files import write_json
 from quantize import artifact
+from quantize.calibration import describe, unlike
 from quantize.engine import EngineSettings, Held, Served, served
 from quantize.probe import Probe, picture_share, probe
 from quantize.run import checkpoint_folder, engine_for
@@ -67,6 +68,8 @@ class GateSettings:
         if self.slo_ms is not None and not 0 < self.slo_ms <= 1e7:
             raise UsageError("must be milliseconds, above 0", field="slo-ms", value=self.slo_ms, fix="like 500")
         self.evaluation("http://127.0.0.1", "parent", self.out)  # its limits are ours
+        artifact.check_place(self.out, "report")
+        artifact.check_place(self.parents or self.out.parent, "parents")
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -116,6 +119,12 @@ def run_gate(settings: GateSettings, say: Say = lambda text: None, held: Held | 
     if not items:
         fix = "gate on other items than those calibrated on"
         raise UsageError("every picture was used to calibrate", field="golden", value=settings.golden, fix=fix)
+    warnings: list[str] = []
+    if manifest.get("calibration"):
+        asked_for = describe(golden, items, settings.golden, settings.seed)
+        warnings = unlike(manifest["calibration"], asked_for, "golden set")
+    for warning in warnings:
+        say(f"warning: {warning}")
     scheme = SCHEMES[manifest["scheme"]]
     folders = {"parent": (parent, settings.engine), "candidate": (candidate, engine_for(scheme, settings.engine))}
     sides: dict[str, Side] = {}
@@ -126,6 +135,7 @@ def run_gate(settings: GateSettings, say: Say = lambda text: None, held: Held | 
         if held is not None and name == "candidate":
             held.close()
     report = build_report(settings, manifest, thresholds, items, len(asked) - len(items), sides)
+    report["warnings"] = [*manifest.get("warnings", ()), *warnings]
     write_json(settings.out / "report.json", report)
     write_page(settings.out / "report.html", report, items, sides, manifest)
     return report

@@ -76,6 +76,8 @@ def _checks(page: Page, report: Mapping[str, Any]) -> None:
     words = {True: "holds", False: "fails", None: "cannot tell"}
     rows = [[c["name"], words[c["held"]], c["text"]] for c in report["verdict"]["checks"]]
     page.add(table(["check", "", "found"], rows, text_columns=(0, 1, 2)))
+    for warning in report["warnings"]:
+        page.text(f"Warning: {warning}.")
 
 
 def _categories(page: Page, report: Mapping[str, Any]) -> None:
@@ -183,7 +185,8 @@ def _context(page: Page, report: Mapping[str, Any], manifest: Mapping[str, Any])
     rows.append(["left out (pictures of the calibration)", str(report["golden"]["excluded"])])
     if calibration:
         rows.append(["calibration", f"{calibration['items']} items of {calibration['set']}, {calibration['digest']}"])
-        rows.append(["image tokens: items", str(calibration["processor"]["image_tokens"])])
+        tokens = calibration["processor"]["image_tokens"].items()
+        rows.append(["image tokens: items", ", ".join(f"{k}: {v}" for k, v in tokens)])
         rows.append(["resolutions", ", ".join(f"{k}: {v}" for k, v in calibration["resolutions"].items())])
     rows += [[f"version of {k}", v] for k, v in report["versions"].items()]
     rows += [[f"job: {k}", v] for k, v in manifest["versions"]["job"].items()]

@@ -142,6 +142,8 @@ def print_gate(report: dict[str, Any], out: Path) -> None:
     print(f"verdict     {verdict['outcome']}: {verdict['sentence']}")
     for name, group in report["by_category"].items():
         print(f"  {name:<12}{shown(group['recovery'])}, n = {group['recovery']['n']}")
+    for warning in report["warnings"]:
+        print(f"warning     {warning}")
     flips, test = report["flips"], report["mcnemar"]
     print(f"flips       lost {len(flips['lost'])}, won {len(flips['won'])}, p = {test['p_value']:.2g}")
     kl = report["divergence_nats"]

@@ -86,7 +86,9 @@ def _picture(side: Side) -> str:
     found = side["picture"]
     if found is None:
         return str(side["picture_note"] or "not measured")
-    return f"{found['picture_ms']:.1f} ms, {100 * found['share']:.0f} % (n = {found['n']})"
+    ends = found.get("picture_range_ms")
+    inside = "" if ends is None else f" ({ends[0]:.1f} to {ends[1]:.1f})"
+    return f"{found['picture_ms']:.1f} ms{inside}, {100 * found['share']:.0f} % (n = {found['n']})"
 
 
 def _tower(side: Side) -> str:

@@ -7,7 +7,6 @@ tower of PaliGemma); engines expect the parent's names, so they are put back.
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from models.support.errors import CheckFailed
+from quantize.artifact import disk_error
 from quantize.job_tools import Done
 from quantize.request import JobRequest, ModuleLine
 from quantize.scope import is_linear, read_headers, short_name
@@ -59,17 +59,6 @@ def save_and_check(request: JobRequest, model: Any, done: Done) -> Saved:
     saved = _prove(request, done)
     saved.quantization_config = config
     return saved
-
-
-def disk_error(error: BaseException) -> str | None:
-    """Return why the disk refused, also where a library (safetensors) turned the error into text; None otherwise."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-        return str(error.strerror)
-    text = str(error)
-    for words in ("No space left on device", "Disk quota exceeded", "File too large", "Read-only file system"):
-        if words in text:
-            return words
-    return None
 
 
 def _save(request: JobRequest, model: Any) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from models.stats import Interval, paired_difference, quantile
 from models.support.errors import CheckFailed
 
 TOP = 20
-TEXTS = 60  # text prompts that are timed: their times hardly differ
 FILLER = "shape "
 
 
@@ -135,7 +134,7 @@ def _probe_text(asker: Asker, found: Probe, warm: int) -> None:
         if per_word <= 0:
             raise CheckFailed("filler words add no tokens", field="engine")
         words = max(1, round(2 + (wanted - short["usage"]["prompt_tokens"] - 2) / per_word))
-        for number in range(min(TEXTS, len(found.picture_ms)) + warm):
+        for number in range(len(found.picture_ms) + warm):
             _, ms = asker.ask([{"type": "text", "text": f"{number} {FILLER * words}".strip()}])
             if number >= warm:
                 found.text_ms.append(ms)
@@ -180,13 +179,18 @@ def picture_share(found: Probe) -> dict[str, Any] | None:
     if not found.text_ms or not found.picture_ms:
         return None
     with_picture, text = float(np.median(found.picture_ms)), float(np.median(found.text_ms))
+    first, plain = quantile(found.picture_ms, 0.5).as_dict(), quantile(found.text_ms, 0.5).as_dict()
+    ends = (first["low"], first["high"], plain["low"], plain["high"])
+    # the ends of both intervals at their worst: at least 95 %
+    inside = None if None in ends else [max(0.0, ends[0] - ends[3]), max(0.0, ends[1] - ends[2])]
     return {
         "first_token_ms": with_picture,
         "text_ms": text,
         "picture_ms": max(0.0, with_picture - text),
+        "picture_range_ms": inside,
         "share": max(0.0, 1 - text / with_picture),
-        "first_token": quantile(found.picture_ms, 0.5).as_dict(),
-        "text": quantile(found.text_ms, 0.5).as_dict(),
+        "first_token": first,
+        "text": plain,
         "n": min(len(found.picture_ms), len(found.text_ms)),
         "prompt_tokens": float(np.median(found.prompt_tokens)),
     }

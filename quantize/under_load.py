@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import subprocess
@@ -72,6 +73,7 @@ def highest_rate(
         "broken_per_s": report["broken_rate_rps"],
         "reason": report["reason"] or None,
         "confidence": report["confidence"],
+        "measured": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "report": str(out / "capacity.html"),
     }
 

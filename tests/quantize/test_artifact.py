@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,36 @@ def test_a_full_disk_is_found_before_the_work(tmp_path: Path) -> None:
     ):
         pass
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_during_the_work_is_one_error(tmp_path: Path, code: int) -> None:
+    def fill() -> None:
+        with artifact.staging(tmp_path / "out", need_bytes=1, replace=False) as staged:
+            finished(staged)
+            raise OSError(code, os.strerror(code), str(staged / "tokenizer.json"))
+
+    with pytest.raises(CheckFailed, match=f"cannot save: {os.strerror(code)}.*tokenizer.json.*free space"):
+        fill()
+    assert names(tmp_path) == []
+
+
+def test_other_errors_of_the_work_are_not_the_disk_s(tmp_path: Path) -> None:
+    def fail() -> None:
+        with artifact.staging(tmp_path / "out", need_bytes=1, replace=False):
+            raise FileNotFoundError(errno.ENOENT, "x", "y")
+
+    with pytest.raises(FileNotFoundError):
+        fail()
+    assert names(tmp_path) == []
+
+
+def test_a_place_for_the_report_is_looked_at_before_the_work(tmp_path: Path) -> None:
+    artifact.check_place(tmp_path / "a" / "b", "report")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"report: cannot write: .*file is no folder"):
+        artifact.check_place(tmp_path / "file" / "report", "report")
+    assert names(tmp_path) == ["file"]
 
 
 def test_an_unwritable_place_is_one_error(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from models.golden import GoldenItem, load_golden
 from models.support.errors import UsageError
 from quantize import artifact
+from quantize.calibration import describe
 from quantize.engine import EngineSettings, Held, Served
 from quantize.gate import GateSettings, run_gate
 from quantize.gate_report import print_gate
@@ -28,6 +30,11 @@ from tests.quantize.checkpoints import EMBEDDED, change_config, copy_of
 LIMIT = 600
 
 
+@cache
+def known_items() -> dict[tuple[str, str], GoldenItem]:
+    return {(i.question, i.image.digest): i for i in load_golden("easy-vqa").items}
+
+
 class Engines:
     """Stands in for `served`: a simulator per checkpoint, which answers by `wrong` (item -> is it wrong?)."""
 
@@ -35,7 +42,7 @@ class Engines:
         self.started: list[str] = []
         self.searched: list[tuple[str, float]] = []
         self.wrong: dict[str, Callable[[GoldenItem], bool]] = {}
-        self.items = {(i.question, i.image.digest): i for i in load_golden("easy-vqa").items}
+        self.items = known_items()
 
     @contextmanager
     def served(self, folder: Path, name: str, log: Path, settings: Any = None) -> Iterator[Any]:
@@ -129,7 +136,7 @@ def test_the_terminal_has_a_row_per_figure(
     lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
     assert "about 20.0, not shown: a queue grew" in lines["highest rate with p95 under 250 ms, 1/s"]
     assert lines["$ per 1,000 queries at the highest rate"].split()[-1] == "$0.02500"
-    assert "8.0 ms, 40 % (n = 50)" in lines["of it, the picture"]
+    assert "8.0 ms (8.0 to 8.0), 40 % (n = 50)" in lines["of it, the picture"]
     assert lines["engine memory"].count("GiB") == 2
     print_gate(gate(candidate, tmp_path / "out"), tmp_path / "out")
     plain = capsys.readouterr().out
@@ -181,7 +188,7 @@ def test_the_ladder_s_page_has_every_rung_beside_the_parent(engines: Engines, ca
         "<b>w8a8-gptq passed</b>",
         "bad/report.html, good/report.html",
         "of it, the vision tower",
-        "8.0 ms, 40 %",
+        "8.0 ms (8.0 to 8.0), 40 %",
     ):
         assert words in page
     row = page.partition('<td class="text">shape</td>')[2].partition("</tr>")[0]
@@ -259,10 +266,17 @@ def test_calibrated_pictures_are_left_out(engines: Engines, candidate: Path, tmp
     sample = load_golden("easy-vqa").sample(LIMIT, 0)
     seen = [sample[0].image.digest, sample[1].image.digest]
     manifest = artifact.read_manifest(candidate)
-    calibration = {"images": seen, "items": 2, "set": "s", "digest": "d", "resolutions": {"64x64": 2}}
+    golden = load_golden("easy-vqa")
+    calibration = describe(golden, [i for i in sample if i.category == "color"], "s", 0) | {"images": seen}
+    calibration["megapixels"]["p50"] *= 4
     manifest["calibration"] = calibration | {"processor": {"image_tokens": {"16": 2}}}
     (candidate / "manifest.json").write_text(json.dumps(manifest))
     report = gate(candidate, tmp_path / "out")
+    size, categories = report["warnings"]
+    assert size.startswith("median picture size of the golden set is 0.004096 megapixels, of the calibration 0.01638")
+    assert categories == "categories of the golden set that the calibration lacks: shape, yes_no"
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"Warning: {categories}." in page and "megapixels" in page
     left = sum(1 for i in sample if i.image.digest not in seen)
     assert report["golden"]["asked"] == left < LIMIT
     assert report["golden"]["excluded"] == LIMIT - left

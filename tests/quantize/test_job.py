@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.support.errors import CheckFailed, UsageError
+from quantize.artifact import disk_error
 from quantize.job import as_error
 from quantize.job_data import merge
-from quantize.job_files import dequantize, disk_error, parent_name
+from quantize.job_files import dequantize, parent_name
 from quantize.job_tools import restore, two_bits, unquantized
 from quantize.request import Event, JobRequest
 from quantize.runner import find_python, read_reply, run_job

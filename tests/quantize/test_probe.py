@@ -51,4 +51,9 @@ def test_the_picture_is_what_text_does_not_take() -> None:
     found = picture_share(Probe({}, [20.0, 30.0, 40.0], [10.0, 12.0, 11.0], [40, 40, 40]))
     assert found is not None
     assert found["picture_ms"] == 19.0 and found["share"] == pytest.approx(19 / 30)
+    assert found["picture_range_ms"] is None  # three times have no interval
+    many = picture_share(Probe({}, [20.0, 30.0, 40.0] * 20, [10.0, 12.0, 11.0] * 20, [40] * 60))
+    assert many is not None
+    low, high = many["picture_range_ms"]
+    assert 0 <= low <= many["picture_ms"] <= high <= 30.0
     assert picture_share(Probe({}, [20.0], [], [40])) is None
