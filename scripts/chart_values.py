@@ -205,7 +205,11 @@ class Values(Closed):
     proxy: Proxy = Field(default_factory=Proxy, description="HAProxy.")
     probes: Probes = Field(default_factory=Probes, description="Probes.")
     preStopSeconds: int = Field(
-        10, ge=0, le=300, description="A pod waits so long before it stops, until nobody sends it requests any more."
+        30,
+        ge=0,
+        le=3600,
+        description="A pod that ends waits so long for its replicas to be replaced elsewhere, and answers meanwhile; "
+        "then they finish what runs (`stack.drain_s`) and are offered nothing new.",
     )
     upgrade: Upgrade = Field(default_factory=Upgrade, description="Upgrades.")
     gcsFaultTolerance: GcsFaultTolerance = Field(
