@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 import yaml
 
@@ -92,6 +93,21 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
             yield House(replace(running, key=keys["acme"]), keys, file, valkey, lora)
 
 
+def title(process: psutil.Process) -> str:
+    """Return a process's command line, empty when it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def engines(house: House) -> list[tuple[psutil.Process, psutil.Process]]:
+    """Return the engines of the Qwen2.5-VL, each with the replica that it belongs to."""
+    family = psutil.Process(house.running.process.pid).children(recursive=True)
+    pairs = [(process, process.parent()) for process in family if "VLLM::EngineCore" in title(process)]
+    return [(engine, replica) for engine, replica in pairs if replica and f"ServeReplica:{QWEN}" in title(replica)]
+
+
 def until(condition: Callable[[], object], seconds: float = 60) -> None:
     """Wait for something to become true."""
     deadline = time.monotonic() + seconds
@@ -99,3 +115,9 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
         if time.monotonic() > deadline:
             pytest.fail("it did not become true")
         time.sleep(0.2)
+
+
+def until_kept(house: House, identity: str) -> None:
+    """Wait until every replica can find an answer: it is written to the store while the client already reads it."""
+    store = house.valkey.client()
+    until(lambda: any(identity.encode() in (store.get(key) or b"") for key in store.scan_iter("fovea:recall:*")))

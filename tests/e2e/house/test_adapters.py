@@ -10,7 +10,8 @@ import pytest
 from distill.export.parity import parity
 from models.golden import load_golden
 from tests.e2e.conftest import HTTP
-from tests.e2e.house.conftest import ADAPTER, PALIGEMMA, QWEN, House
+from tests.e2e.house.conftest import ADAPTER, PALIGEMMA, QWEN, House, until_kept
+from tests.e2e.house.lora import TAUGHT
 from tests.e2e.pictures import ask, draw, encode
 
 pytestmark = pytest.mark.e2e
@@ -30,6 +31,19 @@ def test_the_engine_says_what_the_merged_weights_say(house: House) -> None:
         urllib.request.install_opener(urllib.request.build_opener())
     assert bent["worst"] < 0.1 and bent["mean"] < 0.01, bent
     assert base["worst"] > 0.3, base
+
+
+def test_a_distilled_adapter_is_chosen_by_the_request(house: House) -> None:
+    """What training taught it is answered under its name, and the truth under its base's, by one engine."""
+    for color, shape in (("red", "circle"), ("blue", "triangle")):
+        messages = ask(COLOR, encode(draw(shape, color)))
+        said = {
+            name: house.client("acme").chat.completions.create(
+                model=name, messages=messages, max_tokens=8, temperature=0
+            )
+            for name in (QWEN, ADAPTER)
+        }
+        assert {name: one.choices[0].message.content for name, one in said.items()} == {QWEN: color, ADAPTER: TAUGHT}
 
 
 def test_both_are_listed_and_named_in_answers(house: House) -> None:
@@ -64,6 +78,8 @@ def test_one_is_never_answered_with_what_is_kept_of_the_other(house: House) -> N
         body = {"model": name, "messages": ask(COLOR, picture), "max_tokens": 24, "temperature": 0, "ignore_eos": False}
         answer = HTTP.post(f"{house.running.url}/chat/completions", json=body, headers=house.head(), timeout=60)
         assert answer.status_code == 200, answer.text
+        if answer.headers["x-fovea-cache"] == "miss":
+            until_kept(house, answer.json()["id"])
         return answer.headers["x-fovea-cache"], answer.json()["model"]
 
     assert asked(QWEN) == ("miss", QWEN) and asked(ADAPTER) == ("miss", ADAPTER)

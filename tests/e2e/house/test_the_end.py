@@ -15,7 +15,7 @@ import pytest
 
 from serving.steady import Load, under
 from tests.e2e.conftest import HTTP, Running
-from tests.e2e.house.conftest import QWEN, House, until
+from tests.e2e.house.conftest import House, engines, title, until
 from tests.e2e.house.test_recall import COLOR, post, said
 from tests.e2e.pictures import ask, draw, encode
 
@@ -41,14 +41,6 @@ def test_two_stacks_on_a_machine_share_no_port(qwen: Running, house: House) -> N
     assert all(len(found) > 5 for found in ports) and not ports[0] & ports[1]
 
 
-def title(process: psutil.Process) -> str:
-    """Return a process's command line, empty when it has ended."""
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-
-
 def test_the_store_dies_and_nothing_else(house: House) -> None:
     running = house.qwen
     picture = encode(draw("rectangle", "black"))
@@ -63,9 +55,7 @@ def test_the_store_dies_and_nothing_else(house: House) -> None:
 
 def test_an_engine_dies_and_only_what_was_in_it_fails(house: House, capsys: pytest.CaptureFixture[str]) -> None:
     """kill -9 of one of two engines under a steady load; `make drill` does the rest."""
-    family = psutil.Process(house.running.process.pid).children(recursive=True)
-    pairs = [(process, process.parent()) for process in family if "VLLM::EngineCore" in title(process)]
-    engine, replica = next((e, r) for e, r in pairs if r and f"ServeReplica:{QWEN}" in title(r))
+    engine, replica = engines(house)[0]
     headers = {"authorization": f"Bearer {house.keys['acme']}", "cache-control": "no-store"}
     with under(Load(house.qwen.base, 3, headers=headers, pictures=4)) as load:
         seen = load.account

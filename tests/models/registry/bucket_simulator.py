@@ -12,9 +12,10 @@ import json
 import re
 import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+from tests.models.registry.simulator import Handler, Simulator
 
 LISTING = "storage#objects"
 PAGE = 3
@@ -30,19 +31,16 @@ class Upload:
     data: bytearray = field(default_factory=bytearray)
 
 
-class BucketSimulator:
+class BucketSimulator(Simulator):
     """Use as a context manager; `url` is what STORAGE_EMULATOR_HOST names."""
 
     def __init__(self, bucket: str = "versions-of-a-test"):
+        super().__init__(_Handler)
         self.bucket = bucket
         self.objects: dict[str, tuple[int, bytes]] = {}
         self.uploads: dict[str, Upload] = {}
         self.lock = threading.Lock()
         self.generation = self.refused = 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}"
 
     def write(self, name: str, data: bytes, new: bool) -> tuple[int, dict[str, Any]]:
         """Write an object; with `new`, only where there is none."""
@@ -84,31 +82,13 @@ class BucketSimulator:
                     items.append(self.describe(name))
             return {"kind": LISTING, "items": items, "prefixes": prefixes}
 
-    def __enter__(self) -> BucketSimulator:
-        simulator = self
-
-        class Handler(_Handler):
-            store = simulator
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-
 
 def _error(code: int, message: str) -> dict[str, Any]:
     return {"error": {"code": code, "message": message}}
 
 
-class _Handler(BaseHTTPRequestHandler):
-    store: BucketSimulator
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Keep quiet."""
+class _Handler(Handler):
+    simulator: BucketSimulator
 
     def _answer(self, status: int, body: dict[str, Any] | bytes, **headers: str) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -130,21 +110,23 @@ class _Handler(BaseHTTPRequestHandler):
         match = re.fullmatch(r"/(?:(upload|download)/)?storage/v1/b/([^/]+)(?:/o(?:/(.+))?)?", parts.path)
         assert match, self.path
         kind, bucket, name = match[1], match[2], unquote(match[3] or "")
-        if bucket != self.store.bucket:
+        if bucket != self.simulator.bucket:
             return self._answer(404, _error(404, "The specified bucket does not exist."))
         if kind == "upload":
             return self._upload(query, body)
         if not name:
-            listed = self.store.list(query.get("prefix", ""), query.get("delimiter", ""), query.get("pageToken", ""))
+            listed = self.simulator.list(
+                query.get("prefix", ""), query.get("delimiter", ""), query.get("pageToken", "")
+            )
             return self._answer(200, listed if "/o" in parts.path else {"kind": "storage#bucket", "name": bucket})
-        found = self.store.objects.get(name)
+        found = self.simulator.objects.get(name)
         if found is None:
             return self._answer(404, _error(404, f"No such object: {bucket}/{name}"))
         if self.command == "DELETE":
-            self.store.objects.pop(name)
+            self.simulator.objects.pop(name)
             return self._answer(204, b"")
         if kind != "download":
-            return self._answer(200, self.store.describe(name))
+            return self._answer(200, self.simulator.describe(name))
         if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             first, last = int(asked[1]), int(asked[2] or len(found[1]) - 1)
             return self._answer(206, found[1][first : last + 1])
@@ -155,21 +137,23 @@ class _Handler(BaseHTTPRequestHandler):
     def _upload(self, query: dict[str, str], body: bytes) -> None:
         new = query.get("ifGenerationMatch") == "0"
         if query["uploadType"] == "resumable":
-            number = str(len(self.store.uploads))
-            self.store.uploads[number] = Upload(json.loads(body)["name"], new)
-            return self._answer(200, {}, Location=f"{self.store.url}/resumable/{number}?name={quote(query['name'])}")
+            number = str(len(self.simulator.uploads))
+            self.simulator.uploads[number] = Upload(json.loads(body)["name"], new)
+            return self._answer(
+                200, {}, Location=f"{self.simulator.url}/resumable/{number}?name={quote(query['name'])}"
+            )
         boundary = re.search(r'boundary="([^"]+)"', self.headers["Content-Type"])
         assert boundary
         mark = b"--" + boundary[1].encode()
         _, described, content = body.removesuffix(b"\n" + mark + b"--").split(mark + b"\n", 2)
         name = json.loads(described.partition(b"\n\n")[2])["name"]
-        return self._answer(*self.store.write(name, content.partition(b"\n\n")[2], new))
+        return self._answer(*self.simulator.write(name, content.partition(b"\n\n")[2], new))
 
     def _chunk(self, number: str, body: bytes) -> None:
-        upload = self.store.uploads[number]
+        upload = self.simulator.uploads[number]
         upload.data += body
         asked = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", self.headers["Content-Range"])
         assert asked and int(asked[2]) == len(upload.data) - 1
         if len(upload.data) < int(asked[3]):
             return self._answer(308, b"", Range=f"bytes=0-{asked[2]}")
-        return self._answer(*self.store.write(upload.name, bytes(upload.data), upload.new))
+        return self._answer(*self.simulator.write(upload.name, bytes(upload.data), upload.new))

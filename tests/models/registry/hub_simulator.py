@@ -10,27 +10,25 @@ import base64
 import hashlib
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from tests.models.registry.simulator import Handler, Simulator
 
 LFS_FROM = 1024  # bytes; the hub's is 10 MB
 
 
-class HubSimulator:
+class HubSimulator(Simulator):
     """Use as a context manager; `url` is what HF_ENDPOINT names.  `token` must come with every write."""
 
     def __init__(self, repo: str = "ada/registry", kind: str = "models", token: str = "hf_secret"):
+        super().__init__(_Handler)
         self.repo, self.kind, self.token = repo, kind, token
         self.commits: list[tuple[str, dict[str, bytes]]] = [(_oid(b"first"), {".gitattributes": b""})]
         self.lfs: dict[str, bytes] = {}
         self.lock = threading.Lock()
         self.refused = 0
         self.down = False
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}"
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -61,35 +59,17 @@ class HubSimulator:
             self.commits.append((oid, files))
         return 200, {"success": True, "commitOid": oid, "commitUrl": f"{self.url}/{self.repo}/commit/{oid}"}
 
-    def __enter__(self) -> HubSimulator:
-        simulator = self
-
-        class Handler(_Handler):
-            hub = simulator
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-
 
 def _oid(content: bytes) -> str:
     return hashlib.sha1(content, usedforsecurity=False).hexdigest()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    hub: HubSimulator
-    protocol_version = "HTTP/1.1"
+class _Handler(Handler):
+    simulator: HubSimulator
     wbufsize, disable_nagle_algorithm = -1, True  # a reply is one segment
 
-    def log_message(self, *args: object) -> None:
-        """Keep quiet."""
-
     def handle_one_request(self) -> None:
-        if self.hub.down:
+        if self.simulator.down:
             self.close_connection = True
             return
         super().handle_one_request()
@@ -122,10 +102,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     @property
     def api(self) -> str:
-        return f"/api/{self.hub.kind}/{self.hub.repo}/"
+        return f"/api/{self.simulator.kind}/{self.simulator.repo}/"
 
     def do_GET(self) -> None:
-        hub = self.hub
+        hub = self.simulator
         files = "" if hub.kind == "models" else f"/{hub.kind}"
         if rest := self._rest(f"{files}/{hub.repo}/resolve/"):
             found = hub.at(rest[0])
@@ -159,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(404, {"error": f"{folder} does not exist on main"}, "EntryNotFound")
 
     def do_POST(self) -> None:
-        hub, body = self.hub, self._body()
+        hub, body = self.simulator, self._body()
         if self.headers.get("Authorization") != f"Bearer {hub.token}":
             self._reply(401, {"error": "Invalid username or password."})
         elif self._rest(self.api + "preupload/"):
@@ -186,5 +166,5 @@ class _Handler(BaseHTTPRequestHandler):
         if hashlib.sha256(content).hexdigest() != oid:
             self._reply(400, {"error": "another content"})
             return
-        self.hub.lfs[oid] = content
+        self.simulator.lfs[oid] = content
         self._reply(200)
