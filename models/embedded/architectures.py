@@ -198,7 +198,7 @@ class QwenVL(Architecture):
 
         count, height, width, _ = pixels.shape
         rows, columns = height // self.patch, width // self.patch
-        x = torch.from_numpy(pixels).float().div_(255)
+        x = torch.tensor(pixels).float().div_(255)
         x = (x - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)
         # (picture, row block, row in block, y, column block, column in block, x, channel) to the processor's order
         m, p = self.merge, self.patch
@@ -337,7 +337,7 @@ class PaliGemma(Architecture):
     def encode_pictures(self, model: nn.Module, pixels: np.ndarray) -> Tensor:
         import torch
 
-        x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        x = torch.tensor(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
         return model.model.get_image_features(x).pooler_output  # type: ignore[union-attr, operator]
 
     def hidden_states(self, model: nn.Module, embeds: Tensor, mask: Tensor, positions: Tensor) -> Tensor:

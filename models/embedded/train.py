@@ -14,7 +14,8 @@ Three stages, all seeded:
 
 Pictures: half of the published easy-VQA training split (mirrored at random), half rendered (`shapes.py`).  A part of
 the published *training* pictures is held out to follow progress; the test split is never read.  A run that is
-interrupted continues from its last checkpoint with the same command.
+interrupted continues from its last checkpoint with the same command.  It runs on a GPU where there is one: the same
+pictures and first weights, and other rounding.
 """
 
 from __future__ import annotations
@@ -176,7 +177,12 @@ def train(recipe: Recipe, out: Path, threads: int, report_every: int = 100) -> N
     width = model.get_input_embeddings().weight.shape[1]
     heads = torch.nn.ModuleDict({n: torch.nn.Linear(width, k) for n, k in (("color", 8), ("shape", 3), ("box", 4))})
     data, progress, saved = Pictures(recipe), Progress(), out / "training.pt"
-    state = torch.load(saved, weights_only=False) if saved.exists() else None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # after the first weights, which are the same everywhere; every batch is made on it from here on
+    torch.set_default_device(device)
+    model.to(device)
+    heads.to(device)
+    state = torch.load(saved, weights_only=False, map_location=device) if saved.exists() else None
     if state is not None and state["recipe"] == asdict(recipe):
         model.load_state_dict(state["model"])
         heads.load_state_dict(state["heads"])
@@ -213,7 +219,7 @@ def train(recipe: Recipe, out: Path, threads: int, report_every: int = 100) -> N
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(progress.step, steps, peak, warm, hold)
             dense = max(0.3, 0.9 - 0.6 * progress.step / recipe.dense_steps)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast(device, dtype=torch.bfloat16):
                 if stage == "look":
                     loss = look_loss(arch, model, heads, data, rng)
                 elif stage == "answer":
@@ -285,7 +291,11 @@ def _finish(arch: Architecture, model: Any, recipe: Recipe, progress: Progress, 
             "held_out_training_accuracy": accuracy,
             "training_seconds": round(progress.seconds, 1),
             "curve": progress.curve,
-            "hardware": {"cpu": platform.processor() or platform.machine(), "threads": threads},
+            "hardware": {
+                "cpu": platform.processor() or platform.machine(),
+                "threads": threads,
+                "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            },
             "versions": {
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
