@@ -131,7 +131,9 @@ def run_gate(settings: GateSettings, say: Say = lambda text: None, held: Held | 
     running = None if held is None else held.engine
     for name in ("candidate", "parent") if running is not None else ("parent", "candidate"):
         folder, engine = folders[name]
-        sides[name] = one_side(name, folder, items, settings, engine, say, running if name == "candidate" else None)
+        identity = identity_of(folder, settings, engine, golden.digest)
+        serving = running if name == "candidate" else None
+        sides[name] = one_side(name, folder, identity, items, settings, engine, say, serving)
         if held is not None and name == "candidate":
             held.close()
     report = build_report(settings, manifest, thresholds, items, len(asked) - len(items), sides)
@@ -144,6 +146,7 @@ def run_gate(settings: GateSettings, say: Say = lambda text: None, held: Held | 
 def one_side(
     name: str,
     folder: Path,
+    identity: dict[str, Any],
     items: list[GoldenItem],
     settings: GateSettings,
     engine: EngineSettings,
@@ -151,7 +154,6 @@ def one_side(
     running: Served | None = None,
 ) -> Side:
     """Serve one checkpoint (unless `running` does), evaluate and probe it; or read back what an earlier call kept."""
-    identity = identity_of(folder, settings, engine)
     place = settings.out / name
     if name == "parent":
         place = (settings.parents or settings.out.parent / "parents") / key_of(identity)
@@ -233,13 +235,13 @@ def _side(place: Path, facts: dict[str, Any], rate: dict[str, Any] | None) -> Si
     return Side(read_evaluation(place), {**facts["facts"], "rate_at_slo": rate}, Probe(**facts["probe"]))
 
 
-def identity_of(folder: Path, settings: GateSettings, engine: EngineSettings) -> dict[str, Any]:
-    """Return everything that what a side gives depends on: weights, questions, engine, machine."""
+def identity_of(folder: Path, settings: GateSettings, engine: EngineSettings, digest: str) -> dict[str, Any]:
+    """Return everything that what a side gives depends on: weights, questions (`digest`), engine, machine."""
     machine = {k: v for k, v in hardware().items() if k in ("cpu", "cores", "memory_gib")}
     return {
         **settings.asked,
         "files": artifact.files_of(folder),
-        "digest": load_golden(settings.golden).digest,
+        "digest": digest,
         "engine": asdict(engine) | {"arguments": list(engine.arguments)},
         "vllm": {k: v for k, v in versions().items() if k.startswith("vllm")},
         "machine": machine,
