@@ -17,7 +17,7 @@ from models.evaluation.context import command, hardware, versions
 from models.support.errors import FoveaError
 from models.support.files import write_json
 from quantize import artifact
-from quantize.bench_families import print_families
+from quantize.bench_families import families, print_families
 from quantize.bench_kernels import kernels, print_kernels
 from quantize.bench_make import known_rows, make, say
 from quantize.bench_shape import print_shape, shape_speed
@@ -203,6 +203,7 @@ def main() -> int:
         "accuracy": lambda: accuracy(args.out, args.limit, args.family, ACCURACY, args.out / "accuracy.json"),
         "broken": lambda: accuracy(args.out, args.limit, args.family, BROKEN, args.out / "broken.json"),
         "stack": lambda: load_tested(args.out, args.family),
+        "families": lambda: families(args.out),
         SHAPE: lambda: shape_speed(args.out, args.shape, args.rounds, args.batch),
     }
     for part in PARTS if args.part == "all" else [args.part]:
