@@ -231,6 +231,7 @@ def _register(args: argparse.Namespace, candidate: Path, report: dict[str, Any])
 def _print_registered(registered: dict[str, str] | None) -> None:
     if registered is not None:
         print(f"registered  {registered['version']}, made from {registered['parent']}, in {registered['store']}")
+        print(f"serve it    source: registry:{registered['version']}, as a model's line in stack.yaml")
 
 
 def _gate(args: argparse.Namespace) -> int:
