@@ -16,18 +16,26 @@ from distill.answers import same_answer
 from distill.images import Looks, looks_of
 from distill.recipe.ask import Probe
 from distill.rows import Row
+from distill.work import Work
 from models.golden import ImageRef, normalize
 from models.support.errors import CheckFailed
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What a probe gets: labelled rows, held-out rows with the truth, and where the pictures lie."""
+    """What a probe gets: labelled rows, held-out rows with the truth, and the work that they are part of."""
 
     rows: Sequence[tuple[Row, Any]]
     truth: Sequence[tuple[Row, Any]]
-    pictures: Mapping[str, ImageRef]
-    accept: Mapping[str, Any]
+    work: Work
+
+    @property
+    def pictures(self) -> Mapping[str, ImageRef]:
+        return self.work.pictures
+
+    @property
+    def accept(self) -> Mapping[str, Any]:
+        return self.work.recipe.task.accept
 
 
 Measure = Callable[[Labels, Probe], dict[str, bool]]
@@ -104,4 +112,11 @@ def command(labels: Labels, probe: Probe) -> dict[str, bool]:
         raise CheckFailed("printed no result", field=field, value=probe.command[0], fix=fix) from error
 
 
-PROBES: dict[str, Measure] = {"nearest": nearest, "command": command}
+def student(labels: Labels, probe: Probe) -> dict[str, bool]:
+    """Train the recipe's student on the labels, and have it answer the held-out rows (`distill.train.probe`)."""
+    from distill.train.probe import right_answers
+
+    return right_answers(labels.work, labels.rows, labels.truth, probe.steps)
+
+
+PROBES: dict[str, Measure] = {"nearest": nearest, "student": student, "command": command}

@@ -176,7 +176,7 @@ async def _in_rounds(work: Work, shop: Shop, rows: Sequence[Row]) -> Curve:
         keys = {q.key for q in questions_of(work, shop.teachers, so_far)}
         ends = [e[k] for e in (shop.journal.answers, shop.journal.failures) for k in keys if k in e]
         usd = sum((Decimal(e["usd"]) for e in ends), Decimal(0))
-        measured = Labels(pairs, truth, work.pictures, work.recipe.task.accept)
+        measured = Labels(pairs, truth, work)
         right = await asyncio.to_thread(PROBES[rounds.probe.kind], measured, rounds.probe)
         worth = curve.add(len(pairs), usd, right)
         if shop.buyer.stopped or not worth:

@@ -126,10 +126,16 @@ class Prompts(Section):
 class Probe(Section):
     """How the worth of the labels bought so far is measured after a round."""
 
-    kind: Literal["nearest", "command"] = Field(
+    kind: Literal["nearest", "student", "command"] = Field(
         "nearest",
         description="`nearest`: the label of the most similar labelled picture with the same question (a cheap "
-        "stand-in for a student); `command`: an own program, which is given the labels and prints the accuracy.",
+        "stand-in for a student); `student`: the student itself, trained from its base on the labels so far; "
+        "`command`: an own program, which is given the labels and prints the accuracy.",
+    )
+    steps: int | None = Field(
+        None,
+        ge=1,
+        description="For `student`: steps of a round's training, all stages shortened alike; default: all.",
     )
     command: list[str] = Field(
         default_factory=list,
@@ -142,6 +148,8 @@ class Probe(Section):
     def _has_command(self) -> Probe:
         if (self.kind == "command") != bool(self.command):
             raise ValueError("command is given if, and only if, kind is command")
+        if self.steps is not None and self.kind != "student":
+            raise ValueError("steps is for kind student")
         return self
 
 

@@ -103,6 +103,9 @@ class Recipe(Section):
             raise ValueError("evaluate needs a student that was trained: add the section `train`")
         if self.evaluate is not None and self.evaluate.max_usd is None and not self.teachers[0].self_hosted:
             raise ValueError("evaluate asks the vendor's teacher too: say what that may cost in evaluate.max_usd")
+        rounds = self.budget.rounds
+        if rounds is not None and rounds.probe.kind == "student" and self.train is None:
+            raise ValueError("budget.rounds.probe trains the student: add the sections `student` and `train`")
         seeds = [self.seed, *(self.evaluate.seeds if self.evaluate is not None else ())]
         if len(set(seeds)) < len(seeds):
             raise ValueError("evaluate.seeds names a seed twice, or the recipe's own: every student needs its own seed")

@@ -17,6 +17,19 @@ def own_answers(
 
     An answer ends with the token that ends answers, or after `wanted.max_tokens`.
     """
+    drawn = {"do_sample": True, "temperature": wanted.temperature, "top_k": 0, "top_p": 1.0}
+    answers = written(model, rows, items, wanted.max_tokens, autocast, **drawn)
+    model.train()
+    return [_answered(item, ids) for item, ids in zip(items, answers, strict=True)]
+
+
+def written(
+    model: Any, rows: EncodedRows, items: Sequence[Encoded], max_tokens: int, autocast: Any, **how: Any
+) -> list[list[int]]:
+    """Return the tokens that the model writes for each item, with what ends an answer if it came; greedily, or `how`.
+
+    The model is in evaluation mode afterwards.
+    """
     import torch
     from transformers import GenerationConfig
 
@@ -24,19 +37,15 @@ def own_answers(
     end, pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id or 0)
     batch = rows.batch([_question(item) for item in items], pad, asked=True)
     batch = batch.to(next(model.parameters()).device)
-    how = GenerationConfig(
-        do_sample=True, temperature=wanted.temperature, top_k=0, top_p=1.0, repetition_penalty=1.0,
-        max_new_tokens=wanted.max_tokens, eos_token_id=end, pad_token_id=pad,
-    )  # fmt: skip
+    settings = GenerationConfig(**({"do_sample": False} | how), repetition_penalty=1.0, max_new_tokens=max_tokens,
+                                eos_token_id=end, pad_token_id=pad)  # fmt: skip
     model.eval()
     with torch.no_grad(), autocast:
-        written = model.generate(
-            input_ids=batch.ids, attention_mask=batch.mask, generation_config=how, **batch.pixels, **batch.extra
+        made = model.generate(
+            input_ids=batch.ids, attention_mask=batch.mask, generation_config=settings, **batch.pixels, **batch.extra
         )
-    model.train()
-    return [
-        _answered(item, row, end) for item, row in zip(items, written[:, batch.ids.shape[1] :].tolist(), strict=True)
-    ]
+    answers: list[list[int]] = made[:, batch.ids.shape[1] :].tolist()
+    return [ids[: ids.index(end) + 1] if end in ids else ids for ids in answers]
 
 
 def _question(item: Encoded) -> Encoded:
@@ -45,11 +54,10 @@ def _question(item: Encoded) -> Encoded:
     return replace(item, ids=item.ids[: item.start], extra=extra, positions=positions)
 
 
-def _answered(item: Encoded, written: list[int], end: int) -> Encoded:
-    """Return the item with another answer: what was written, up to and including what ends it."""
+def _answered(item: Encoded, answer: list[int]) -> Encoded:
+    """Return the item with another answer."""
     import torch
 
-    answer = written[: written.index(end) + 1] if end in written else written
     asked = _question(item)
     positions = asked.positions
     if positions is not None:  # after the picture words are counted on by one, on every axis

@@ -8,6 +8,9 @@ one was interrupted, and takes the same steps but for the order in which floatin
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ def train_together(work: Work) -> dict[str, Any]:
     Raises:
         UsageError, CheckFailed: as in one process.
         CheckFailed: a worker died, or the cluster has too little for so many.
+        KeyboardInterrupt: the workers end with this program; the last checkpoint is kept.
     """
     from ray.train import RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
@@ -44,12 +48,13 @@ def train_together(work: Work) -> dict[str, Any]:
             if 0 < gpus < train.workers:
                 raise UsageError(f"the cluster has {gpus:g} GPUs", field="train.workers", value=train.workers,
                                  fix="ask for as many, or fewer")  # fmt: skip
-            TorchTrainer(
+            trainer = TorchTrainer(
                 _worker,
                 train_loop_config={"recipe": str(work.file), "out": str(work.out.resolve()), "seed": work.recipe.seed},
                 scaling_config=ScalingConfig(num_workers=train.workers, use_gpu=gpus > 0),
                 run_config=RunConfig(name="ray", storage_path=str(folder)),
-            ).fit()
+            )
+            _wait(trainer.fit)
     except TrainingFailedError as error:
         raise _fault(folder) or CheckFailed(
             f"a worker failed: {str(error).strip().splitlines()[-1][:200]}", field="train.workers",
@@ -57,6 +62,22 @@ def train_together(work: Work) -> dict[str, Any]:
         ) from error  # fmt: skip
     report: dict[str, Any] = json.loads((folder / "report.json").read_text("utf-8"))
     return report
+
+
+def _wait(fit: Callable[[], object]) -> None:
+    """Run `fit` in a thread: in the main one Ray takes Ctrl-C for itself, and ends this program with exit code 0."""
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            fit()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=run, name="ray train", daemon=True).start()
+    done.result()
 
 
 def _worker(config: dict[str, Any]) -> None:

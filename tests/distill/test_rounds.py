@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,14 @@ import pytest
 
 from distill.collect.rounds import Curve, payback
 from distill.recipe.ask import Rounds
+from distill.recipe.train import Stage, Train
+from distill.train import probe as probe_module
+from distill.train.probe import shortened
 from distill.work import open_work
 from models.support.errors import CheckFailed, UsageError
 from tests.distill.simulator import TeacherSimulator, colour_of, reply, write_data, write_recipe, write_rows
 from tests.distill.test_collect import run
+from tests.distill.training import EMBEDDED
 
 
 def marks(right: int, n: int = 100) -> dict[str, bool]:
@@ -85,6 +90,37 @@ async def test_rounds_need_a_truth(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="no row of split validation has a human label"):
             await run(tmp_path, recipe)
         assert not sim.asked
+
+
+@pytest.mark.parametrize(("says", "low", "high"), [(colour_of, 0.8, 1.0), (lambda i: "teal", 0.0, 0.0)])
+async def test_the_student_itself_as_probe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Callable[[bytes | None], str], low: float, high: float
+) -> None:
+    """It is as right as what it was taught: colours from a teacher that sees, and none from one that does not."""
+    data = prepare(tmp_path)
+    rounds = {"size": 48, "probe": {"kind": "student", "steps": 20}}
+    student = {"model": "qwen2-5-vl-embedded", "max_tokens": 80}
+    train = {"base": str(EMBEDDED / "qwen2_5_vl"), "batch": 8, "stages": [{"steps": 200, "rate": 1e-3}], "threads": 1}
+    more: dict[str, Any] = {"data": data, "student": student, "budget": {"max_usd": "1", "rounds": rounds}}
+    async with TeacherSimulator(lambda q, i, n: reply(says(i))) as sim:
+        with pytest.raises(UsageError, match="trains the student: add the sections `student` and `train`"):
+            write_recipe(tmp_path, sim.base_url, **more)
+            open_work(tmp_path / "recipe.yaml")
+        recipe = write_recipe(tmp_path, sim.base_url, train=train, **more)
+        report = await run(tmp_path, recipe)
+        monkeypatch.delattr(probe_module, "_asked")  # what is known is not trained again
+        assert (await run(tmp_path, recipe))["rounds"] == report["rounds"]
+    (only,) = report["rounds"]
+    assert only["labelled"] == 48 and only["accuracy"]["n"] == 12
+    assert low <= only["accuracy"]["value"] <= high
+
+
+def test_a_probes_training_is_shorter_in_every_stage() -> None:
+    train = Train(base="x", stages=[Stage(steps=900), Stage(steps=100)], patience=3, workers=2)
+    short = shortened(train, 50)
+    assert [stage.steps for stage in short.stages] == [45, 5] and short.patience is None and short.workers == 1
+    assert [stage.steps for stage in shortened(train, None).stages] == [900, 100]
+    assert [stage.steps for stage in shortened(train, 1).stages] == [1, 1]
 
 
 PROGRAM = """import json, sys

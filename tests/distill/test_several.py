@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -70,6 +71,8 @@ def without_processes(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
             self.worker, self.config = worker, train_loop_config
 
         def fit(self) -> None:
+            # where it is the main thread, Ray catches Ctrl-C, and ends the program with exit code 0
+            assert threading.current_thread() is not threading.main_thread()
             try:
                 if died:
                     raise died[0]
@@ -92,6 +95,13 @@ def test_what_a_worker_finds_is_said_as_alone(tmp_path: Path, without_processes:
     assert caught.value.exit_code == 2
     with pytest.raises(UsageError, match="workers is 5, but a batch has 4 rows"):
         training_work(tmp_path, workers=5)
+
+
+def test_ctrl_c(tmp_path: Path, without_processes: list[BaseException]) -> None:
+    """It comes out as it went in, so that the command says what is kept and ends with 130."""
+    without_processes.append(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        run_steps(training_work(tmp_path, workers=2, **SECTION), ["train"])
 
 
 def test_a_worker_that_dies(tmp_path: Path, without_processes: list[BaseException]) -> None:

@@ -1,12 +1,10 @@
-"""Training: the loss is the model's own on the answer alone, a method moves what it should, faults name themselves."""
+"""Training: the loss is the model's own on the answer alone, and a method moves what it should."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import json
-import resource
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from hypothesis import strategies as st
 from distill.labels import read_labels, write_labels
 from distill.recipe.train import OnPolicy, Stage, Train
 from distill.steps import run_steps
-from distill.train.loop import Loop
 from distill.train.losses import divergence
 from distill.train.model import (
     SHARING,
@@ -34,9 +31,9 @@ from distill.train.model import (
 from distill.train.rows import Encoded, EncodedRows, draws
 from distill.train.sample import own_answers
 from distill.train.state import rate_at
-from distill.training_rows import RowError, TrainingRows
-from distill.work import Work, open_work
-from models.support.errors import CheckFailed, UsageError
+from distill.training_rows import TrainingRows
+from distill.work import Work
+from models.support.errors import UsageError
 from serving.adapters import Adapter
 from tests.distill.training import EMBEDDED, training_work
 
@@ -48,6 +45,12 @@ def encoded(work: Work, source: Path, model: Any) -> EncodedRows:
     rows = TrainingRows(work.out / "filter/kept.jsonl", work.folder, work.recipe.student, len)
     shared = model.config.model_type in SHARING
     return EncodedRows(rows, load_processor(source), longest=2000, core=core_of(model), shared=shared)
+
+
+def losses(folder: Path, **train: Any) -> list[float]:
+    """Train, and return the losses of the curve."""
+    run_steps(training_work(folder, **train), ["train"])
+    return [json.loads(line)["loss"] for line in (folder / "out/train/curve.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -130,15 +133,12 @@ def test_full_training_learns_and_writes_a_student(tmp_path: Path) -> None:
 
 
 def test_a_step_in_parts_is_the_same_step(tmp_path: Path) -> None:
-    losses = []
+    found = []
     for parts in (1, 3):
         folder = tmp_path / str(parts)
         folder.mkdir()
-        work = training_work(folder, accumulate=parts, precision="fp32", stages=[{"steps": 3}], evaluate_every=1)
-        run_steps(work, ["train"])
-        lines = (folder / "out/train/curve.jsonl").read_text().splitlines()
-        losses.append([json.loads(line)["loss"] for line in lines])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+        found.append(losses(folder, accumulate=parts, precision="fp32", stages=[{"steps": 3}], evaluate_every=1))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
@@ -219,33 +219,26 @@ def test_pruning_keeps_what_says_most() -> None:
     assert model.config.text_config.intermediate_size == 48 and torch.allclose(before, after, atol=1e-4)
 
 
+def pruned_losses(folder: Path, mix: dict[str, Any], steps: int) -> list[float]:
+    """Return a pruned student's losses against its teacher, after one that is its teacher had nothing to learn."""
+    same = losses(folder, logits=mix, precision="fp32", stages=[{"steps": 2, "rate": 1e-6}], evaluate_every=1)
+    assert same[0] == pytest.approx(0, abs=1e-4)
+    return losses(folder, logits=mix, prune={"layers": 2}, stages=[{"steps": steps, "rate": 1e-3}])
+
+
 def test_logit_distillation(tmp_path: Path) -> None:
-    """A student that is its teacher has nothing to learn from it; one that is not, comes closer."""
-    mix = {"checkpoint": str(QWEN), "weight": 1.0}
-    work = training_work(tmp_path, logits=mix, precision="fp32", stages=[{"steps": 2, "rate": 1e-6}], evaluate_every=1)
-    run_steps(work, ["train"])
-    curve = (tmp_path / "out/train/curve.jsonl").read_text().splitlines()
-    assert json.loads(curve[0])["loss"] == pytest.approx(0, abs=1e-4)
-    work = training_work(tmp_path, logits=mix, prune={"layers": 2}, stages=[{"steps": 20, "rate": 1e-3}])
-    run_steps(work, ["train"])
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "out/train/curve.jsonl").read_text().splitlines()]
-    assert losses[-1] < losses[0] / 2
+    found = pruned_losses(tmp_path, {"checkpoint": str(QWEN), "weight": 1.0}, 20)
+    assert found[-1] < found[0] / 2
     work = training_work(tmp_path, logits={"checkpoint": str(PALIGEMMA)})
     with pytest.raises(UsageError, match="another vocabulary than the student"):
         run_steps(work, ["train"])
 
 
 def test_on_policy_distillation(tmp_path: Path) -> None:
-    """On its own answers a pruned student comes closer to its teacher; one that is its teacher has nothing to learn."""
+    """The same on the student's own answers."""
     mix = {"checkpoint": str(QWEN), "on_policy": {"share": 1.0, "beta": 1.0, "max_tokens": 4}}
-    work = training_work(tmp_path, logits=mix, precision="fp32", stages=[{"steps": 2, "rate": 1e-6}], evaluate_every=1)
-    run_steps(work, ["train"])
-    curve = (tmp_path / "out/train/curve.jsonl").read_text().splitlines()
-    assert json.loads(curve[0])["loss"] == pytest.approx(0, abs=1e-4)
-    work = training_work(tmp_path, logits=mix, prune={"layers": 2}, stages=[{"steps": 30, "rate": 1e-3}])
-    run_steps(work, ["train"])
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "out/train/curve.jsonl").read_text().splitlines()]
-    assert np.mean(losses[-3:]) < losses[0] / 2
+    found = pruned_losses(tmp_path, mix, 30)
+    assert np.mean(found[-3:]) < found[0] / 2
     refused = {"checkpoint": str(QWEN), "on_policy": {"share": 0}}
     with pytest.raises(UsageError, match=r"train\.logits\.on_policy\.share"):
         training_work(tmp_path, logits=refused)
@@ -296,98 +289,6 @@ def test_early_stop_keeps_the_best(tmp_path: Path) -> None:
     curve = [json.loads(line) for line in (tmp_path / "out/train/curve.jsonl").read_text().splitlines()]
     best = min(curve, key=lambda p: p["validation_loss"])
     assert report["best_step"] == best["step"] and report["validation_loss"] == pytest.approx(best["validation_loss"])
-
-
-@pytest.mark.parametrize("harm", ["missing", "truncated", "unreadable"])
-def test_a_broken_picture_stops_the_job_with_the_rows_id(tmp_path: Path, harm: str) -> None:
-    work = training_work(tmp_path)
-    path = tmp_path / "p3.png"
-    if harm == "missing":
-        path.unlink()
-    else:
-        path.write_bytes(path.read_bytes()[:60] if harm == "truncated" else b"no picture")
-    with pytest.raises(RowError, match="row 'r3': ") as caught:
-        run_steps(work, ["train"])
-    assert caught.value.exit_code == 2 and not (tmp_path / "out/train/student").exists()
-
-
-def test_a_row_that_would_be_cut_off(tmp_path: Path) -> None:
-    work = training_work(tmp_path)
-    model = load_model(Train(base="x"), QWEN)
-    assert work.recipe.student is not None
-    rows = TrainingRows(work.out / "filter/kept.jsonl", work.folder, work.recipe.student, lambda text: 0)
-    with pytest.raises(RowError, match=r"row 'r0': \d+ tokens of prompt and picture and \d of answer are more than 20"):
-        EncodedRows(rows, load_processor(QWEN), longest=20, core=core_of(model))
-
-
-def test_out_of_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Loop, items: Any, own: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(Loop, "_loss", full)
-    with pytest.raises(
-        CheckFailed, match=r"train.batch: out of memory at step 1: 4 rows in 1 parts .*train.accumulate"
-    ):
-        run_steps(training_work(tmp_path), ["train"])
-
-
-def test_a_loss_that_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Loop._loss
-    monkeypatch.setattr(Loop, "_loss", lambda self, items, own: real(self, items, own) * float("nan"))
-    with pytest.raises(CheckFailed, match=r"stages\[0\].rate: the loss is nan at step 1"):
-        run_steps(training_work(tmp_path), ["train"])
-
-
-def test_a_full_disk_at_a_checkpoint(tmp_path: Path) -> None:
-    """The limit on a file's size stands for the disk: writing fails in the middle, as it does when nothing is left."""
-    work = training_work(tmp_path)
-    whole = resource.getrlimit(resource.RLIMIT_FSIZE)
-    checkpoint = tmp_path / "out/train/checkpoint.pt"
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, whole[1]))
-        with pytest.raises(UsageError, match=r"the checkpoint cannot be written: .*free space") as caught:
-            run_steps(work, ["train"])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, whole)
-    assert caught.value.exit_code == 2 and not list((tmp_path / "out/train").glob("*.p*t*"))
-    assert run_steps(work, ["train"])["train"]["steps"] == 6 and not checkpoint.exists()
-
-
-def test_a_damaged_checkpoint_is_an_error(tmp_path: Path) -> None:
-    work = training_work(tmp_path)
-    (tmp_path / "out/train").mkdir()
-    (tmp_path / "out/train/checkpoint.pt").write_bytes(b"PK nothing")
-    with pytest.raises(UsageError, match="the checkpoint is damaged"):
-        run_steps(work, ["train"])
-
-
-def test_bad_sections(tmp_path: Path) -> None:
-    def refused(says: str, **train: Any) -> None:
-        with pytest.raises(UsageError, match=says):
-            work = training_work(tmp_path, **train)
-            run_steps(work, ["train"])
-
-    refused("train.base: no such folder", base="./nowhere")
-    refused("train.base: no checkpoint", base=str(tmp_path))
-    refused("accumulate is 9, but a batch has 4 rows", accumulate=9)
-    refused("prune needs method full", method="lora", prune={"layers": 2})
-    refused("prune cuts nothing", prune={})
-    refused("no training row has one of these categories .*known: blue, green, red", stages=[{"categories": ["x"]}])
-    refused("did you mean 'checkpoint_every'", checkpoint_evry=3)
-    work = training_work(tmp_path, validation=0, patience=2)
-    with pytest.raises(UsageError, match=r"train.patience: needs validation rows"):
-        run_steps(work, ["train"])
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(recipe.read_text().replace("train:", "trian:"))
-    with pytest.raises(UsageError, match="did you mean 'train'"):
-        open_work(recipe, tmp_path / "out")
-
-
-def test_nothing_to_train(tmp_path: Path) -> None:
-    work = training_work(tmp_path)
-    shutil.rmtree(tmp_path / "out/filter")
-    with pytest.raises(UsageError, match=r"kept\.jsonl"):
-        run_steps(work, ["train"])
 
 
 @given(
