@@ -1,7 +1,8 @@
 #!/bin/bash
 # Runs what Containerfile.PROFILE runs, in an empty Debian, without a container engine; then starts the stack in there as
 # the images' user with a read-only root, as the chart does, and asks it about a picture.  JOBS are images of jobs
-# (`quantize distill`): what their Containerfiles add is installed too, and a job is run.  Needs root and debootstrap.
+# (`quantize distill`): what their Containerfiles add is installed too, and a job is run: INT8 of the embedded model, and a
+# student that trains four steps on what the stack in there answers.  Needs root and debootstrap.
 #
 #     helm/image/clean-root.sh [DIR] [PROFILE] [JOBS]      (a new temporary folder, cpu, none; 6 GB, quantize 4 GB more)
 #
@@ -77,6 +78,7 @@ done
 say "the stack, as user 10001, with a read-only root"
 mkdir -p "$root/tmp" && mount -t tmpfs -o mode=1777 tmpfs "$root/tmp" && mounts+=("$root/tmp")
 mount -t tmpfs -o mode=0755,uid=10001,gid=10001 tmpfs "$root/compiled" && mounts+=("$root/compiled")
+case " $jobs " in *" distill "*) mount -t tmpfs -o mode=0755,uid=10001,gid=10001 tmpfs "$root/data" && mounts+=("$root/data") ;; esac
 mount -o remount,bind,ro "$root"
 settings=$(sed -n '/^ENV /,/[^\\]$/p' "$file" | sed 's/^ENV //; s/\\$//' | tr '\n' ' ')
 inside() { chroot --userspec=10001:10001 "$root" /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin HF_HUB_OFFLINE=1 $settings bash -euc "$1"; }
@@ -84,6 +86,7 @@ inside '
     if touch /opt/fovea/x 2>/dev/null; then echo "the root can be written to"; exit 1; fi
     cd /opt/fovea && id -u && fovea --version
     fovea serve stack.yaml --port 18123 --json >/tmp/serve.out 2>/tmp/serve.err & server=$!
+    trap "kill $server; wait $server" EXIT # also when a step below fails
     for _ in $(seq 300); do
         if wget -qO- http://127.0.0.1:18123/ready >/dev/null 2>&1; then break; fi
         kill -0 $server || { tail -20 /tmp/serve.err; exit 1; }
@@ -98,13 +101,20 @@ pathlib.Path(\"/tmp/picture.png\").write_bytes(item.image_bytes())
 print(item.question, \"expected:\", item.expected)
 pathlib.Path(\"/tmp/question\").write_text(item.question)"
     fovea ask /tmp/picture.png "$(cat /tmp/question)" --url http://127.0.0.1:18123/v1
+    if [ -d /data ]; then
+        echo "== a job: distill"
+        cd /data && PYTHONPATH=/opt/fovea /opt/fovea/.venv/bin/python /opt/fovea/helm/image/clean-distill.py http://127.0.0.1:18123
+        fovea distill run recipe.yaml --out /data/student
+        ls -l /data/student /data/student/train
+    fi
+    trap - EXIT
     kill $server && wait $server
 '
 for job in $jobs; do
-    say "a job: $job"
     case $job in
-        quantize) inside 'cd /opt/fovea && fovea quantize run embedded:qwen2_5_vl --scheme w8a8 --calibration easy-vqa-train --out /tmp/int8 && ls -l /tmp/int8' ;;
-        distill) inside 'cd /data && fovea distill schema >/tmp/schema && wc -c /tmp/schema && /opt/fovea/.venv/bin/python -c "import jinja2, peft, torch"' ;;
+        quantize)
+            say "a job: $job"
+            inside 'cd /opt/fovea && fovea quantize run embedded:qwen2_5_vl --scheme w8a8 --calibration easy-vqa-train --out /tmp/int8 && ls -l /tmp/int8' ;;
     esac
 done
 say "done"

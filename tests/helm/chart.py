@@ -162,7 +162,7 @@ def render(
     """Return the manifests that helm renders."""
     done = template(values, profile, version, chart)
     assert done.returncode == 0, done.stderr
-    return [one for one in yaml.safe_load_all(done.stdout) if one]
+    return [one for one in yaml.load_all(done.stdout, yaml.CSafeLoader) if one]
 
 
 def one(manifests: list[dict[str, Any]], kind: str, name: str = "") -> dict[str, Any]:
