@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 from models.evaluation.context import versions  # noqa: E402
 from models.support.errors import CheckFailed  # noqa: E402
 from models.support.files import write_json  # noqa: E402
-from serving.bench_stack import Served, answers, family_of, running  # noqa: E402
+from serving.bench_stack import Served, awake, family_of, running, signal_all  # noqa: E402
 from serving.keys import Key, make_key, open_keys  # noqa: E402
 from serving.runtime import free_port  # noqa: E402
 from serving.stack import Model, load_stack  # noqa: E402
@@ -80,34 +80,6 @@ def processor_seconds(server: Served) -> dict[str, float]:
         except psutil.Error:
             continue  # it ended while we looked
     return dict(found)
-
-
-@contextmanager
-def awake(server: Served, probe: str) -> Iterator[None]:
-    """Let a stopped server run until the block ends.
-
-    Raises:
-        CheckFailed: it does not answer within a minute.
-    """
-    signal_all(server, signal.SIGCONT)
-    ends = time.monotonic() + 60
-    while not answers(server.url + probe):
-        if time.monotonic() > ends:
-            raise CheckFailed("the server does not answer after a pause", field=server.url, fix="run the bench again")
-        time.sleep(0.1)
-    yield
-    signal_all(server, signal.SIGSTOP)
-
-
-def signal_all(server: Served, number: signal.Signals) -> None:
-    """Send a signal to a server and all processes that descend from it."""
-    import psutil
-
-    for process in (server.process, *family_of(server.process.pid)):
-        try:
-            process.send_signal(number)
-        except psutil.NoSuchProcess:
-            continue  # it ended while we looked
 
 
 def kind_of(command: str) -> str:

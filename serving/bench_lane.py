@@ -1,6 +1,7 @@
 """`python -m serving.bench_lane`: what the batch lane's window is worth, on the same traffic, by the real engine.
 
-Three stacks are served in turn: without a lane, with the window off, and with it on.  Each gets, in the same order:
+Four stacks are served in turn: without a lane, with the window off, with a wide one on (1 s, 512 requests), and with
+the lane's own defaults (`auto`, 100 ms, 64 requests).  Each gets, in the same order:
 
     batch        a closed loop of batch requests that share images and long prefixes; requests/s
     tight        8 questions about each of many images (256 x 256 pixels, 256 tokens) and texts (500 tokens), more than
@@ -9,7 +10,9 @@ Three stacks are served in turn: without a lane, with the window off, and with i
     quiet        interactive requests alone; p50 and p99
     busy         the same interactive requests while the batch load runs; p50 and p99
 
-Rounds alternate the order of the stacks.  Printed is one JSON object; ratios are of medians over the rounds.
+All stacks are started, and all but one are stopped (SIGSTOP); each load goes to one after the other, in an order that
+turns round with every round, so that a machine of changing speed meets them alike.  Printed is one JSON object; a ratio
+is the median over the rounds of the ratios within one, with the lowest and the highest.
 """
 
 from __future__ import annotations
@@ -20,19 +23,22 @@ import base64
 import io
 import json
 import random
+import signal
 import statistics
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from serving.bench_stack import served
+from serving.bench_stack import Served, awake, served, signal_all
 
 LANES: dict[str, Any] = {
     "none": None,
     "off": {"window": "off"},
     "on": {"window": "on", "window_ms": 1000, "requests": 512},
+    "auto": {},
 }
 BLOCKS = 256
 """Blocks of the KV cache, of 128 tokens on a CPU: 64 requests of `tight` run, and little is kept besides."""
@@ -94,30 +100,32 @@ async def load(url: str, bodies: list[dict[str, Any]], users: int, batch: bool, 
     return seconds
 
 
-async def measure(url: str, seed: int, count: int, throughput: bool) -> dict[str, float]:
-    """Return the figures of one stack in one round; without `throughput` those of the interactive load alone."""
-    row: dict[str, float] = {}
-    never = asyncio.Event()
-    await load(url, requests_of("plain", 60, seed + 1), 8, False, never)  # warm
-    for kind, users in (("batch", 64), ("tight", 240), ("plain", 64)) if throughput else ():
-        bodies = requests_of(kind, 2 * count if kind == "tight" else count, seed + 2)
-        began = time.perf_counter()
-        await load(url, bodies, users, True, never)
-        row[f"{kind}_rps"] = len(bodies) / (time.perf_counter() - began)
-    for kind in ("quiet", "busy"):
-        stop = asyncio.Event()
-        background = asyncio.create_task(load(url, requests_of("batch", 100_000 // 8, seed + 3), 64, True, stop))
-        if kind == "quiet":
-            stop.set()
-        await asyncio.sleep(1)
-        seconds = await load(url, requests_of("plain", count // 2, seed + 4), 2, False, never)
+async def throughput(url: str, kind: str, seed: int, count: int) -> dict[str, float]:
+    """Return the requests/s of one kind of batch load."""
+    bodies = requests_of(kind, 2 * count if kind == "tight" else 4 * count, seed)
+    began = time.perf_counter()
+    await load(url, bodies, 240 if kind == "tight" else 64, True, asyncio.Event())
+    return {f"{kind}_rps": len(bodies) / (time.perf_counter() - began)}
+
+
+async def latency(url: str, kind: str, seed: int, count: int) -> dict[str, float]:
+    """Return percentiles of interactive requests, `quiet` or `busy`."""
+    row, stop = {}, asyncio.Event()
+    background = asyncio.create_task(load(url, requests_of("batch", 100_000 // 8, seed), 64, True, stop))
+    if kind == "quiet":
         stop.set()
-        await background
-        # what ran when the first one came is still in the engine: `settled` leaves out the first tenth
-        for name, part in ((kind, seconds), (f"{kind}_settled", seconds[len(seconds) // 10 :])):
-            cuts = statistics.quantiles(part, n=100, method="inclusive")
-            row[f"{name}_p50_ms"], row[f"{name}_p99_ms"] = cuts[49] * 1000, cuts[98] * 1000
+    await asyncio.sleep(1)
+    seconds = await load(url, requests_of("plain", count, seed + 1), 2, False, asyncio.Event())
+    stop.set()
+    await background
+    # what ran when the first one came is still in the engine: `settled` leaves out the first tenth
+    for name, part in ((kind, seconds), (f"{kind}_settled", seconds[len(seconds) // 10 :])):
+        cuts = statistics.quantiles(part, n=100, method="inclusive")
+        row[f"{name}_p50_ms"], row[f"{name}_p99_ms"] = cuts[49] * 1000, cuts[98] * 1000
     return row
+
+
+LOADS = {"batch": throughput, "tight": throughput, "plain": throughput, "quiet": latency, "busy": latency}
 
 
 def stack_of(lane: Any) -> dict[str, Any]:
@@ -130,32 +138,47 @@ def stack_of(lane: Any) -> dict[str, Any]:
 def main() -> int:
     """Run the rounds and print the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=800, help="per load (default: %(default)s)")
     parser.add_argument("--lanes", nargs="+", choices=LANES, default=list(LANES), help="of these stacks alone")
     parser.add_argument("--latency-only", action="store_true", help="only the interactive load, alone and beside batch")
     args = parser.parse_args()
-    rows: dict[str, list[dict[str, float]]] = {name: [] for name in args.lanes}
-    for number in range(args.rounds):
-        for name in args.lanes if number % 2 == 0 else reversed(args.lanes):
-            with tempfile.TemporaryDirectory() as folder, served(stack_of(LANES[name]), Path(folder)) as stack:
-                rows[name].append(asyncio.run(measure(stack.url, 100 * number, args.requests, not args.latency_only)))
-                print(name, rows[name][-1], file=sys.stderr, flush=True)
+    loads = {kind: give for kind, give in LOADS.items() if give is latency or not args.latency_only}
+    rows: dict[str, list[dict[str, float]]] = {name: [{} for _ in range(args.rounds)] for name in args.lanes}
+    with ExitStack() as started:
+        stacks: dict[str, Served] = {}
+        for name in args.lanes:
+            folder = Path(started.enter_context(tempfile.TemporaryDirectory()))
+            stacks[name] = started.enter_context(served(stack_of(LANES[name]), folder))
+            started.callback(signal_all, stacks[name], signal.SIGCONT)  # a stopped process cannot end
+            asyncio.run(load(stacks[name].url, requests_of("plain", 60, 1), 8, False, asyncio.Event()))  # warm
+            signal_all(stacks[name], signal.SIGSTOP)
+        for number in range(args.rounds):
+            for seed, (kind, give) in enumerate(loads.items(), 100 * number):
+                for name in args.lanes if number % 2 == 0 else reversed(args.lanes):
+                    with awake(stacks[name], "/ready"):
+                        found = asyncio.run(give(stacks[name].url, kind, seed, args.requests))
+                    rows[name][number] |= found
+                    shown = " ".join(f"{field} {value:.1f}" for field, value in found.items())
+                    print(f"round {number}: {name:5s} {shown}", file=sys.stderr, flush=True)
     medians = {
         name: {field: round(statistics.median(row[field] for row in found), 2) for field in found[0]}
         for name, found in rows.items()
     }
-    ratios = {
-        f"p99_{part}_vs_{part.replace('busy', 'quiet')}_{name}": row[f"{part}_p99_ms"]
-        / row[f"{part.replace('busy', 'quiet')}_p99_ms"]
-        for name, row in medians.items()
-        for part in ("busy", "busy_settled")
-    }
-    for kind in ("batch", "tight", "plain"):
-        if {"on", "off"} <= set(medians) and not args.latency_only:
-            ratios[f"{kind}_on_vs_off"] = medians["on"][f"{kind}_rps"] / medians["off"][f"{kind}_rps"]
+    ratios: dict[str, list[float]] = {}
+    for name, mine in rows.items():
+        for part in ("busy", "busy_settled"):
+            alone = part.replace("busy", "quiet")
+            ratios[f"p99_{part}_vs_{alone}_{name}"] = [r[f"{part}_p99_ms"] / r[f"{alone}_p99_ms"] for r in mine]
+        for kind in ("batch", "tight", "plain") if name != "off" and "off" in rows and not args.latency_only else ():
+            pairs = zip(mine, rows["off"], strict=True)
+            ratios[f"{kind}_{name}_vs_off"] = [one[f"{kind}_rps"] / off[f"{kind}_rps"] for one, off in pairs]
     result = {"rounds": args.rounds, "requests": args.requests, "medians": medians}
-    print(json.dumps({**result, "ratios": {name: round(value, 3) for name, value in ratios.items()}}, indent=2))
+    spread = {
+        name: [round(value, 3) for value in (statistics.median(several), min(several), max(several))]
+        for name, several in ratios.items()
+    }
+    print(json.dumps({**result, "ratios": spread}, indent=2))
     return 0
 
 

@@ -93,6 +93,34 @@ def answers(url: str) -> bool:
         return False
 
 
+@contextmanager
+def awake(server: Served, probe: str) -> Iterator[None]:
+    """Let a stopped server run until the block ends: several can be measured in turn, each with the whole machine.
+
+    Raises:
+        CheckFailed: it does not answer within a minute.
+    """
+    signal_all(server, signal.SIGCONT)
+    ends = time.monotonic() + 60
+    while not answers(server.url + probe):
+        if time.monotonic() > ends:
+            raise CheckFailed("the server does not answer after a pause", field=server.url, fix="run the bench again")
+        time.sleep(0.1)
+    yield
+    signal_all(server, signal.SIGSTOP)
+
+
+def signal_all(server: Served, number: signal.Signals) -> None:
+    """Send a signal to a server and all processes that descend from it."""
+    import psutil
+
+    for process in (server.process, *family_of(server.process.pid)):
+        try:
+            process.send_signal(number)
+        except (psutil.NoSuchProcess, ProcessLookupError):
+            continue  # it ended while we looked
+
+
 def family_of(pid: int) -> list[psutil.Process]:
     """Return the processes that descend from one; none when it has ended."""
     import psutil
