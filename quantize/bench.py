@@ -20,7 +20,7 @@ from quantize import artifact
 from quantize.bench_families import families, print_families
 from quantize.bench_kernels import kernels, print_kernels
 from quantize.bench_make import known_rows, make, say
-from quantize.bench_shape import print_shape, shape_speed
+from quantize.bench_shape import ARMS, arms_here, print_shape, shape_speed
 from quantize.bench_speed import speed
 from quantize.bench_stack import NAME, stack
 from quantize.cli import interruptible
@@ -39,7 +39,7 @@ PARTS = {
     "stack": "load",
     "families": "families",
 }
-# not among `all`: billions of parameters, for a GPU
+# not among `all`: billions of parameters
 SHAPE = "shape"
 FAMILIES = ("qwen2_5_vl", "paligemma")
 # scheme, method, the tower too
@@ -184,6 +184,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench-quantize", description=__doc__)
     parser.add_argument("--part", choices=(*PARTS, SHAPE, "all"), default="all")
     parser.add_argument("--shape", default="qwen2.5-vl-7b", help="catalog model that `--part shape` has the sizes of")
+    parser.add_argument("--arm", choices=ARMS, nargs="+", help="schemes of `--part shape` (those that run here)")
+    parser.add_argument("--load", action="store_true", help="put a load test on each scheme of `--part shape`, too")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--stack", action="store_true", help="measure decode speed with the whole stack in front, too")
@@ -204,7 +206,9 @@ def main() -> int:
         "broken": lambda: accuracy(args.out, args.limit, args.family, BROKEN, args.out / "broken.json"),
         "stack": lambda: load_tested(args.out, args.family),
         "families": lambda: families(args.out),
-        SHAPE: lambda: shape_speed(args.out, args.shape, args.rounds, args.batch),
+        SHAPE: lambda: shape_speed(
+            args.out, args.shape, args.rounds, args.batch, args.arm or arms_here(), under_load=args.load
+        ),
     }
     for part in PARTS if args.part == "all" else [args.part]:
         result[PARTS.get(part, part)] = measures[part]()

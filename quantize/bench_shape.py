@@ -1,27 +1,26 @@
-"""`--part shape`: what each scheme is worth on a GPU, at a catalog model's size, with no weights to download.
+"""`--part shape`: what each scheme is worth at a catalog model's size, with no weights to download.
 
-vLLM fills the weights at random (`--load-format dummy`).  All engines are started at once, each with a KV cache of its
-own size; then one after the other is measured while the others idle, in rounds of alternating order.  A picture of 256
-tokens is in every prompt.
+vLLM fills the weights at random (`--load-format dummy`).  Each scheme is served after the other, in rounds of
+alternating order, with a picture of 256 tokens in every prompt.  A GPU takes a model of 7 billion parameters; a CPU
+with some gigabytes to spare times one of 3 billion.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from models.evaluation.context import versions
-from models.golden import GoldenItem, load_golden
+from models.golden import load_golden
+from models.support.errors import UsageError
 from models.support.files import write_json
 from quantize.bench_make import say
-from quantize.bench_speed import summarize
+from quantize.bench_speed import read_runs, summarize
 from quantize.decode import tokens_per_second
-from quantize.engine import EngineSettings, Served, served
+from quantize.engine import EngineSettings, served
 from quantize.gate import distinct_pictures
+from quantize.hardware import check_target
+from quantize.schemes import find_scheme
 from quantize.speed_model import describe
 from quantize.under_load import load
 
@@ -37,15 +36,29 @@ KV_BYTES = 3 * 2**30
 LOAD = {"concurrency": 64, "seconds": 8, "slo_ms": 1000}
 
 
+def arms_here() -> list[str]:
+    """Return the arms that this machine's engine runs."""
+    found = []
+    for name, (scheme, kv) in ARMS.items():
+        try:
+            for needed in filter(None, (scheme, "kv-fp8" if kv == "fp8" else None)):
+                check_target(find_scheme(needed), "here")
+        except UsageError as error:
+            say(f"{name} is left out: {error}")
+            continue
+        found.append(name)
+    return found
+
+
 def shape_speed(
-    out: Path, shape: str, rounds: int, batches: list[int], arms: dict[str, tuple[str | None, str]] | None = None
+    out: Path, shape: str, rounds: int, batches: list[int], arms: list[str], *, under_load: bool
 ) -> dict[str, Any]:
-    """Return sizes, decode speeds and requests/s under load of a catalog model's shape in each scheme.
+    """Return sizes, decode speeds and, with `under_load`, requests/s of a catalog model's shape in each scheme.
 
     Args:
         shape: a Qwen2.5-VL of the catalog, such as `qwen2.5-vl-7b`.
         batches: requests at a time of the decode measure.
-        arms: what to compare, `ARMS` by default.
+        arms: names of `ARMS`; the first is what the others are compared with, and should be `bf16`.
 
     Raises:
         UsageError: no such shape.
@@ -53,86 +66,50 @@ def shape_speed(
     """
     place = out / "shape" / shape
     items = distinct_pictures(load_golden("easy-vqa").items, 2 * max(batches))
-    runs: list[dict[str, Any]] = []
-    loads: list[dict[str, Any]] = []
-    with ExitStack() as running:
-        engines = running.enter_context(_all(place, shape, arms or ARMS))
-        sizes = {n: {"weights_gib": e.weights_gib, "kv_tokens": e.kv_tokens} for n, e in engines.items()}
-        for number in range(rounds):
-            for name in list(engines) if number % 2 == 0 else reversed(engines):
-                runs += _decode(name, number, engines[name], items, batches)
-                found = load(engines[name].url, engines[name].name, place / f"{_file(name)}-load-{number}", **LOAD)
-                loads.append({"name": name, "round": number, **found})
-                write_json(place / "runs.json", {"versions": versions(), "sizes": sizes, "runs": runs, "loads": loads})
-    return {"shape": shape, "sizes": sizes, "runs": runs, "loads": loads, "table": summarize(runs)}
-
-
-def _decode(
-    name: str, number: int, engine: Served, items: list[GoldenItem], batches: list[int]
-) -> list[dict[str, Any]]:
-    found = []
-    for batch in batches:
-        measured = tokens_per_second(engine.url, engine.name, items, batch=batch, rounds=3)
-        found.append({"name": name, "round": number, "path": "vllm", "kernels": engine.kernels, **measured})
-        say(f"round {number}: {name}, batch {batch}: {measured['tokens_per_s']:.1f} tokens/s")
-    return found
-
-
-@contextmanager
-def _all(place: Path, shape: str, arms: dict[str, tuple[str | None, str]]) -> Iterator[dict[str, Served]]:
-    """Start an engine for each arm, all at once; yield them by name."""
-    over = threading.Event()
-    begun: dict[str, threading.Event] = {name: threading.Event() for name in arms}
-    engines: dict[str, Served] = {}
-
-    def hold(name: str) -> None:
-        # the engine ends with the thread that started it, so the thread stays
-        scheme, kv = arms[name]
-        folder = place / _file(name)
-        describe(folder, shape, scheme)
-        arguments = ("--load-format", "dummy", "--kv-cache-memory-bytes", str(KV_BYTES))
-        settings = EngineSettings(kv_dtype=kv, arguments=arguments)
-        try:
-            with served(folder, "candidate", place / f"{_file(name)}.log", settings) as engine:
-                engines[name] = engine
-                say(f"{name} is ready after {engine.start_s:.0f} s")
-                begun[name].set()
-                over.wait()
-        finally:
-            begun[name].set()
-
-    with ThreadPoolExecutor(len(arms)) as pool:
-        holding = [pool.submit(hold, name) for name in arms]
-        try:
-            for event in begun.values():
-                event.wait()
-            if len(engines) == len(arms):
-                yield {name: engines[name] for name in arms}
-        finally:
-            over.set()
-        for one in holding:
-            one.result()
-
-
-def _file(name: str) -> str:
-    return name.replace(", ", "-").replace(" ", "-").lower()
+    kept = place / "runs.json"
+    runs = read_runs(kept)
+    for number in range(rounds):
+        for name in arms if number % 2 == 0 else list(reversed(arms)):
+            if {(name, number, b) for b in batches} <= {(r["name"], r["round"], r["batch"]) for r in runs}:
+                continue
+            runs = [r for r in runs if (r["name"], r["round"]) != (name, number)]
+            scheme, kv = ARMS[name]
+            folder = place / name.replace(", ", "-").replace(" ", "-").lower()
+            describe(folder, shape, scheme)
+            arguments = ("--load-format", "dummy", "--kv-cache-memory-bytes", str(KV_BYTES))
+            settings = EngineSettings(kv_gib=KV_BYTES >> 30, kv_dtype=kv, arguments=arguments)
+            with served(folder, "candidate", folder.with_suffix(".log"), settings) as engine:
+                about = {"name": name, "round": number, "path": "vllm", "kernels": engine.kernels}
+                about |= {"weights_gib": engine.weights_gib, "start_s": round(engine.start_s, 1)}
+                if under_load:
+                    about["load"] = load(engine.url, "candidate", folder.with_suffix(".load"), **LOAD)
+                for batch in batches:
+                    measured = tokens_per_second(engine.url, "candidate", items, batch=batch, rounds=3)
+                    runs.append({**about, **measured})
+                    say(f"round {number}: {name}, batch {batch}: {measured['tokens_per_s']:.1f} tokens/s")
+            write_json(kept, {"versions": versions(), "runs": runs})
+    return {"shape": shape, "runs": runs, "table": summarize(runs)}
 
 
 def print_shape(result: dict[str, Any]) -> None:
-    """Print the tables as Markdown."""
+    """Print the table as Markdown."""
     batches = sorted({r["batch"] for r in result["table"]})
-    columns = [f"decode at {b}, tokens/s (of bf16)" for b in batches]
+    columns = [f"decode at {b}, tokens/s (of bf16, range)" for b in batches]
     print(f"\n{result['shape']}, random weights:\n")
     print(f"| scheme | weights, GiB | {' | '.join(columns)} | requests/s at {LOAD['concurrency']} | P50, P95, ms |")
     print("|---" * (len(batches) + 4) + "|")
-    for name, size in result["sizes"].items():
+    for name in dict.fromkeys(r["name"] for r in result["runs"]):
         cells = []
         for batch in batches:
             row = next(r for r in result["table"] if (r["name"], r["batch"]) == (name, batch))
             low, high = row["ratio_range"] or (1.0, 1.0)
-            cells.append(f"{row['tokens_per_s']:.0f} ({row['ratio'] or 1:.2f}, {low:.2f}-{high:.2f})")
-        mine = [one for one in result["loads"] if one["name"] == name]
-        middle = sorted(mine, key=lambda one: one["requests_per_s"]["value"])[len(mine) // 2]
-        times = ", ".join(f"{middle['latency_ms'][p]['value']:.0f}" for p in ("p50", "p95"))
-        weights = "" if size["weights_gib"] is None else f"{size['weights_gib']:.2f}"
-        print(f"| {name} | {weights} | {' | '.join(cells)} | {middle['requests_per_s']['value']:.1f} | {times} |")
+            cells.append(f"{row['tokens_per_s']:.1f} ({row['ratio'] or 1:.2f}, {low:.2f}-{high:.2f})")
+        mine = [r for r in result["runs"] if r["name"] == name]
+        weights = f"{mine[0]['weights_gib']:.2f}" if mine[0]["weights_gib"] else ""
+        loads = sorted((r["load"] for r in mine if "load" in r), key=lambda one: one["requests_per_s"]["value"])
+        rate, times = "", ""
+        if loads:
+            middle = loads[len(loads) // 2]
+            rate = f"{middle['requests_per_s']['value']:.1f}"
+            times = ", ".join(f"{middle['latency_ms'][p]['value']:.0f}" for p in ("p50", "p95"))
+        print(f"| {name} | {weights} | {' | '.join(cells)} | {rate} | {times} |")
