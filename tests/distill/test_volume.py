@@ -1,6 +1,6 @@
 """Answers from a batch job: what Ray yields here is made up, what becomes of it (dollars, journal, rows) is real.
 
-The job itself, Ray Data with vLLM, starts five processes and an engine: `FOVEA_VOLUME=1` runs it too.
+The job itself, Ray Data with vLLM, starts five processes and an engine, which takes a minute: `FOVEA_VOLUME=1` runs it too.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def test_bad_settings(tmp_path: Path) -> None:
         volume_work(tmp_path, volume={"replica": 2})
 
 
-@pytest.mark.skipif("FOVEA_VOLUME" not in os.environ, reason="starts Ray Data and vLLM; FOVEA_VOLUME=1 runs it")
+@pytest.mark.skipif("FOVEA_VOLUME" not in os.environ, reason="a minute for Ray Data and vLLM; FOVEA_VOLUME=1 runs it")
 def test_the_job_itself(tmp_path: Path) -> None:
     work = volume_work(tmp_path)
     report = run_steps(work, ["collect"])["collect"]
