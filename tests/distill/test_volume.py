@@ -1,6 +1,6 @@
 """Answers from a batch job: what Ray yields here is made up, what becomes of it (dollars, journal, rows) is real.
 
-The job itself, Ray Data with vLLM, starts five processes and an engine, which takes a minute: `FOVEA_VOLUME=1` runs it too.
+The job itself, Ray Data with vLLM, starts five processes and an engine: `FOVEA_VOLUME=1` runs it too, for a minute.
 """
 
 from __future__ import annotations
