@@ -7,6 +7,7 @@ per request by `Plan`, and a stall can be planted: no reply leaves while it last
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import threading
 from collections.abc import Callable
@@ -35,6 +36,12 @@ class Plan:
 
 
 Decide = Callable[[dict[str, Any]], Plan]
+
+
+def holding(answers: int, first_s: float) -> Decide:
+    """Answer so many requests, each after `first_s`, and no other: a run goes no further until the test says so."""
+    seen = itertools.count()
+    return lambda request: Plan(first_s=first_s if next(seen) < answers else 3600)
 
 
 class _Http(asyncio.Protocol):

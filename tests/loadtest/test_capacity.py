@@ -1,12 +1,11 @@
 """The capacity search finds the known capacity of a simulated server, and certifies only what the data shows."""
 
 import json
-import threading
 from collections.abc import Callable
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from time import perf_counter, sleep
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -202,24 +201,19 @@ def test_a_search_that_ends_early_keeps_what_it_found() -> None:
 
 
 def test_command_keeps_what_it_found_when_the_server_dies(
-    prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    serve: Callable[..., Server], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server = Server(Plan(first_s=0.001)).__enter__()
-    ended = False
+    def decide(request: dict[str, Any]) -> Plan:
+        if len(server.requests) == 60:
+            server.die()
+        return Plan(first_s=0.001)
 
-    def end() -> None:
-        nonlocal ended
-        while len(server.requests) < 60:
-            sleep(0.02)
-        server.__exit__()
-        ended = True
-
-    threading.Thread(target=end, daemon=True).start()
+    server = serve(decide)
     words = ["--url", server.url, "--model", "m", "--workload", prompts, "--slo", "p50<5s,errors<100%"]
     words += ["--start-rate", "20", "--step", "1", "--confirm", "1", "--max-slip-ms", "5000", "--out", str(tmp_path)]
     assert main(["loadtest", "capacity", *words]) == 2
     out = capsys.readouterr()
-    assert ended and "--url: cannot connect" in out.err.splitlines()[-1] and "no rate certified" in out.out
+    assert "--url: cannot connect" in out.err.splitlines()[-1] and "no rate certified" in out.out
     data = json.loads((tmp_path / "capacity.json").read_text())
     assert data["partial"] and data["steps"] and data["capacity_rps"] is None
     assert "<svg" in (tmp_path / "capacity.html").read_text()

@@ -18,7 +18,7 @@ import pytest
 from loadtest.run import run_load
 from models.support.errors import UsageError
 from tests.loadtest.conftest import config_for
-from tests.loadtest.server import Plan, Server
+from tests.loadtest.server import Plan, Server, holding
 
 Serve = Callable[..., Server]
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,20 +68,22 @@ def test_what_a_config_names_travels_along(serve: Serve, tmp_path: Path, cluster
 
 
 def test_ctrl_c_keeps_what_the_nodes_have_measured(serve: Serve, prompts: str, tmp_path: Path, cluster: str) -> None:
-    server = serve(Plan(first_s=0.01))
+    server = serve(holding(60, 0.01))
     command = [sys.executable, str(ROOT / "fovea.py"), "loadtest", "run", "--url", server.url, "--model", "m"]
     command += ["--workload", prompts, "--rate", "40", "--duration", "120", "--out", str(tmp_path / "out")]
-    command += ["--processes", "2", "--ray-address", cluster, "--max-slip-ms", "5000"]
+    command += ["--processes", "2", "--ray-address", cluster, "--max-slip-ms", "5000", "--max-connections", "4"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 90
-        while len(server.requests) < 60 and time.monotonic() < deadline:
+        while (
+            len(server.requests) < 64 and time.monotonic() < deadline
+        ):  # one on each connection: 60 have been read, the check is one of them
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
     assert "Partial run" in out
     data = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert data["partial"] and data["requests"] >= 50 and len(data["generator"]["cpu_cores"]) == 2
+    assert data["partial"] and data["requests"] >= 59 and len(data["generator"]["cpu_cores"]) == 2
 
 
 def test_errors_say_what_is_wrong(serve: Serve, prompts: str, cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from loadtest.recorder import RECORD
-from tests.loadtest.server import Plan, Server
+from tests.loadtest.server import Plan, Server, holding
 
 Serve = Callable[..., Server]
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,21 +41,22 @@ def interrupted(server: Server, requests: int, *words: str) -> tuple[int, str, s
 
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_ctrl_c_in_a_run(serve: Serve, prompts: str, tmp_path: Path, processes: str) -> None:
-    server = serve(Plan(first_s=0.01))
+    server = serve(holding(30, 0.01))
     words = ["run", "--url", server.url, "--model", "m", "--workload", prompts, "--rate", "100", "--duration", "60"]
-    words += ["--out", str(tmp_path), "--processes", processes, "--max-slip-ms", "5000"]
-    code, out, error = interrupted(server, 30, *words)
+    words += ["--out", str(tmp_path), "--processes", processes, "--max-slip-ms", "5000", "--max-connections", "4"]
+    # a request on each of the connections that answers came on: those have been read (the first is the check)
+    code, out, error = interrupted(server, 34, *words)
     assert code == 130, error
     assert "Partial run" in out
     data = json.loads((tmp_path / "report.json").read_text())
-    assert data["partial"] and data["requests"] >= 20
+    assert data["partial"] and data["requests"] >= 29
 
 
 def test_ctrl_c_in_a_search_for_capacity(serve: Serve, prompts: str, tmp_path: Path) -> None:
-    server = serve(Plan(first_s=0.002))
+    server = serve(holding(40, 0.002))
     words = ["capacity", "--url", server.url, "--model", "m", "--workload", prompts, "--slo", "p50<5s", "--step", "0.5"]
     words += ["--start-rate", "40", "--max-slip-ms", "5000", "--out", str(tmp_path)]
-    code, out, error = interrupted(server, 40, *words)
+    code, out, error = interrupted(server, 41, *words)
     assert code == 130, error
     assert "no rate certified for p50<5s: stopped" in out
     data = json.loads((tmp_path / "capacity.json").read_text())
@@ -63,10 +64,10 @@ def test_ctrl_c_in_a_search_for_capacity(serve: Serve, prompts: str, tmp_path: P
 
 
 def test_ctrl_c_between_the_rounds_of_a_comparison(serve: Serve, prompts: str, tmp_path: Path) -> None:
-    before, after = serve(Plan(first_s=0.002)), serve(Plan(first_s=0.03))
+    before, after = serve(Plan(first_s=0.002)), serve(holding(90, 0.03))
     words = ["compare", "--before", before.url, "--after", after.url, "--model", "m", "--workload", prompts]
     words += ["--rate", "100", "--duration", "16", "--rounds", "20", "--max-slip-ms", "5000", "--out", str(tmp_path)]
-    code, _, error = interrupted(after, 90, *words)  # the first round is over at about 80
+    code, _, error = interrupted(after, 91, *words)  # the first round is over at about 80
     assert code == 130 and "of 20 rounds" in error, error
     data = json.loads((tmp_path / "compare.json").read_text())
     rows = {row["metric"]: row for row in data["rows"]}
@@ -76,32 +77,35 @@ def test_ctrl_c_between_the_rounds_of_a_comparison(serve: Serve, prompts: str, t
 
 
 def test_ctrl_c_before_the_first_pair_of_a_comparison(serve: Serve, prompts: str, tmp_path: Path) -> None:
-    server = serve(Plan(first_s=0.002))
+    server = serve(holding(20, 0.002))
     words = ["compare", "--before", server.url, "--after", server.url, "--model", "m", "--workload", prompts]
     words += ["--rate", "100", "--duration", "60", "--rounds", "1", "--max-slip-ms", "5000", "--out", str(tmp_path)]
-    code, _, error = interrupted(server, 20, *words)
+    code, _, error = interrupted(server, 21, *words)
     assert code == 130 and "stopped after 0 of 1 rounds; the runs are in" in error
     assert json.loads((tmp_path / "rounds" / "before-1" / "report.json").read_text())["partial"]
 
 
 def test_a_server_that_goes_away_in_a_comparison(serve: Serve, prompts: str, tmp_path: Path) -> None:
-    before, after = serve(Plan(first_s=0.002)), Server(Plan(first_s=0.002)).__enter__()
+
+    def decide(request: dict[str, Any]) -> Plan:
+        if len(after.requests) == 90:  # in the second round
+            after.die()
+        return Plan(first_s=0.002)
+
+    before, after = serve(Plan(first_s=0.002)), serve(decide)
     words = ["compare", "--before", before.url, "--after", after.url, "--model", "m", "--workload", prompts]
     words += ["--rate", "100", "--duration", "16", "--rounds", "20", "--max-slip-ms", "5000", "--out", str(tmp_path)]
     with fovea(*words) as process:
-        while len(after.requests) < 90 and process.poll() is None:
-            time.sleep(0.02)
-        after.__exit__()
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=120)
     assert process.returncode == 2 and "--after: cannot connect" in error.splitlines()[-1]
     assert json.loads((tmp_path / "compare.json").read_text())["rows"]
 
 
 def test_ctrl_c_in_the_drills(serve: Serve, prompts: str, tmp_path: Path) -> None:
-    server = serve(Plan(first_s=0.002))
+    server = serve(holding(75, 0.002))
     words = ["rehearse", "--url", server.url, "--model", "m", "--workload", prompts, "--rate", "80", "--part", "0.25"]
     words += ["--drill", "contradiction", "--drill", "upstream-500", "--max-slip-ms", "5000", "--out", str(tmp_path)]
-    code, out, error = interrupted(server, 75, *words)  # the first drill takes about 65 requests
+    code, out, error = interrupted(server, 76, *words)  # the first drill takes about 65 requests
     assert code == 130, error
     data = json.loads((tmp_path / "rehearse.json").read_text())
     assert data["partial"] and [d["name"] for d in data["drills"]] == ["contradiction"]

@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import socket
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,14 +117,13 @@ def test_a_killed_server_fails_the_drill(serve: Serve, prompts: str, tmp_path: P
     server = Server(Plan(first_s=0.002)).__enter__()
     killer = tmp_path / "kill.sh"
     marker = tmp_path / "killed"
-    killer.write_text(f"touch {marker}\n")
-    import threading
-    import time
+    killer.write_text(f"touch {marker}\nwhile [ -e {marker} ]; do sleep 0.02; done\n")  # it ends when it is done
 
     def watch() -> None:
         while not marker.exists():
             time.sleep(0.02)
         server.__exit__()
+        marker.unlink()
 
     thread = threading.Thread(target=watch)
     thread.start()
