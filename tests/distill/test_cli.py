@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fovea import main
 from tests.distill.simulator import TeacherSimulator, colour_of, reply, write_data, write_recipe, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,9 +57,22 @@ async def test_plan_run_and_run_again(tmp_path: Path) -> None:
     assert "http" not in card and "<script" not in card
 
 
-def test_schema() -> None:
-    ran = fovea("schema")
-    assert ran.returncode == 0 and json.loads(ran.stdout)["properties"]["budget"]
+@pytest.fixture
+def here(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """Run the command in this process, which is started once: `main` is all that the program does."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        code = main(["distill", *words])
+        return code, *capsys.readouterr()
+
+    before = signal.getsignal(signal.SIGTERM)
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_schema(here: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = here("schema")
+    assert code == 0 and json.loads(out)["properties"]["budget"]
 
 
 @pytest.mark.parametrize(
@@ -71,13 +87,15 @@ def test_schema() -> None:
         ({"teachers": [{"name": "a", "model": "gpt-4o-mni"}]}, "did you mean gpt-4o-mini"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, sections: dict[str, Any], says: str) -> None:
+def test_bad_input_is_one_line_and_exit_code_2(
+    tmp_path: Path, here: Callable[..., tuple[int, str, str]], sections: dict[str, Any], says: str
+) -> None:
     write_data(tmp_path, 2)
     recipe = write_recipe(tmp_path, "http://127.0.0.1:9", **sections)
-    ran = fovea("collect", str(recipe), "--out", str(tmp_path / "out"))
-    assert ran.returncode == 2 and says in ran.stderr and ran.stderr.count("\n") == 1
-    ran = fovea("collect", str(recipe), "--out", str(tmp_path / "out"), "--json")
-    assert json.loads(ran.stdout)["error"]["type"] == "UsageError"
+    code, out, err = here("collect", str(recipe), "--out", str(tmp_path / "out"))
+    assert code == 2 and says in err and err.count("\n") == 1 and out == ""
+    code, out, err = here("collect", str(recipe), "--out", str(tmp_path / "out"), "--json")
+    assert code == 2 and json.loads(out)["error"]["type"] == "UsageError" and says in err
     labels = tmp_path / "out/collect/labels.jsonl"
     assert not labels.exists()
 
@@ -93,6 +111,13 @@ async def test_all_rows_filtered_is_exit_code_1_and_what_was_paid_for_is_kept(tm
         write_recipe(tmp_path, sim.base_url, filters={"min_confidence": 0.5})
         ran = await fovea_async("run", recipe, "--out", str(tmp_path / "out"))
         assert ran.returncode == 0 and sum(sim.asked.values()) == 4
+
+
+def test_bad_input_to_the_program_itself(tmp_path: Path) -> None:
+    write_data(tmp_path, 2)
+    recipe = write_recipe(tmp_path, "http://127.0.0.1:9", budgett={})
+    ran = fovea("collect", str(recipe), "--out", str(tmp_path / "out"))
+    assert ran.returncode == 2 and "budgett: unknown field" in ran.stderr and ran.stderr.count("\n") == 1
 
 
 def test_nobody_there(tmp_path: Path) -> None:
