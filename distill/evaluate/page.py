@@ -27,8 +27,13 @@ def seeds(page: Page, evaluate: Mapping[str, Any]) -> None:
 
 def pictures(page: Page, evaluate: Mapping[str, Any]) -> None:
     """Add accuracy without the picture and with a damaged one, and other wordings."""
+    if evaluate["consistency"]:
+        page.section("Asked again, and in other words", "How often all answers of the student to an item are the same.")
     for golden, one in (evaluate["consistency"] or {}).items():
-        page.text(f"{golden}: in all wordings and repeats the same answer to {share(one['same_answer'])} of the items.")
+        page.text(
+            f"{golden}: {share(one['same_answer'])} ({interval(one['same_answer'])}) of {one['items']} items in "
+            f"{one['runs']} runs; accuracy differs by {one['spread']:.3f} at most."
+        )
     if not evaluate["pictures"]:
         return
     page.section("Without the picture, and with a damaged one", "Accuracy of the student on the same items.")
