@@ -133,9 +133,8 @@ def test_everything_is_compared_on_the_same_items(tmp_path: Path, served: list[s
     whole = write_report(work)
     page = (tmp_path / "out/report.html").read_text()
     assert whole["money"]["training_usd"] == "0.50" and "missed: accuracy kept" in page
-    for words in ("Teacher to student", "Student minus teacher", "Asked again", "items in 3 runs", "Without the picture",
-                  "Cascade", "Where they differ",
-                  "lost 6, 6 shown", "purple"):  # fmt: skip
+    for words in ("Teacher to student", "Student minus teacher", "Asked again", "items in 3 runs",
+                  "Without the picture", "Cascade", "Where they differ", "lost 6, 6 shown", "purple"):  # fmt: skip
         assert words in page
     assert (
         "http:" not in page
