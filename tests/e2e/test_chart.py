@@ -8,13 +8,11 @@ every dashboard.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,15 +24,13 @@ import pytest
 import yaml
 
 from scripts import observe
-from serving.runtime import free_port, haproxy_binary
-from tests.e2e.pictures import draw, encode
+from serving.steady import Load, body_of, under
+from tests.e2e.chart_cluster import BINARIES, PASSWORD, Cluster
 from tests.helm.chart import ROOT, merged, one, render, serve_config, tool
 from tests.serving.collector import Receiver
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
-BINARIES = Path(sys.executable).parent
 ASK = ROOT / "helm" / "fovea" / "files" / "ask.py"
-PASSWORD = "p@ss/word%"
 PROFILE = yaml.safe_load((ROOT / "helm" / "fovea" / "values-cpu.yaml").read_text())
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
@@ -57,190 +53,6 @@ def values(valkey: int, collector: str) -> dict[str, Any]:
     }
 
 
-class Cluster:
-    """Ray on this machine with the parameters and the environment of the rendered worker pod."""
-
-    def __init__(self, manifests: list[dict[str, Any]], folder: Path):
-        cluster = one(manifests, "RayService")["spec"]["rayClusterConfig"]
-        group = cluster["workerGroupSpecs"][0]
-        (container,) = group["template"]["spec"]["containers"]
-        self.folder, self.params = folder, group["rayStartParams"]
-        self.port, self.dashboard, self.agent = free_port(), free_port(), free_port()
-        given = {entry["name"]: entry.get("value", PASSWORD) for entry in container["env"]}
-        moved = {
-            key: value.replace("/tmp", str(folder)).replace("/opt/fovea/serving", str(ROOT / "serving"))
-            for key, value in given.items()
-        }
-        moved |= {key: str(folder / key) for key, value in given.items() if value.startswith("/models")}
-        # kernels are not compiled once more: they lie where the other tests' stacks have them
-        moved = {key: value for key, value in moved.items() if not given.get(key, "").startswith("/compiled")}
-        moved["FOVEA_HAPROXY"] = haproxy_binary()
-        # two stacks on one machine must not meet; a pod has these places for itself
-        own = {
-            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg", "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
-            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "", "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
-            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "metrics.sock",
-        }  # fmt: skip
-        moved |= {key: str(folder / name) for key, name in own.items()}
-        moved |= {
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-            "PYTHONPATH": str(ROOT),
-            "PATH": os.environ["PATH"],
-        }
-        self.environment = moved
-
-    @property
-    def base(self) -> str:
-        """The stack's address."""
-        return f"http://127.0.0.1:{self.port}"
-
-    def run(self, name: str, *arguments: str, check: bool = True) -> str:
-        """Run a command of Ray's."""
-        command = [str(BINARIES / name), *arguments]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False, timeout=180)
-        assert done.returncode == 0 or not check, (command, done.stdout[-3000:], done.stderr[-3000:])
-        return done.stdout
-
-    def keys(self, stack: str) -> dict[str, str]:
-        """Make a key for each tenant as docs/runbooks/key-rotation.md says, from the head's stack file."""
-        (self.folder / "chart.yaml").write_text(stack)
-        runbook = (ROOT / "docs" / "runbooks" / "key-rotation.md").read_text()
-        (line,) = [one for one in runbook.splitlines() if one.startswith("/opt/fovea/.venv/bin/python -c")]
-        line = line.replace("/tmp/", f"{self.folder}/")  # first: the checkout may be in there
-        line = line.replace("/chart/stack.yaml", f"{self.folder}/chart.yaml")
-        line = line.replace("/opt/fovea/.venv/bin/python", sys.executable)
-        subprocess.run(["bash", "-c", line], env=self.environment, cwd=ROOT, check=True)
-        found = {}
-        for tenant in ("demo", "small"):
-            command = [sys.executable, str(ROOT / "fovea.py"), "keys", "create", "--tenant", tenant, "--json"]
-            command += ["--expires", "30d", "--stack", str(self.folder / "stack.yaml")]
-            made = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
-            assert made.returncode == 0, made.stderr
-            found[tenant] = str(json.loads(made.stdout)["key"])
-        return found
-
-    def start(self) -> None:
-        """Start Ray as KubeRay would, on loopback."""
-        (self.folder / "data").mkdir()
-        self.run(
-            "ray", "start", "--head", "--node-ip-address=127.0.0.1", "--port=0", "--dashboard-host=127.0.0.1",
-            f"--dashboard-port={self.dashboard}", f"--dashboard-agent-listen-port={self.agent}",
-            f"--temp-dir={self.folder}", "--disable-usage-stats", f"--ray-client-server-port={free_port()}",
-            f"--num-cpus={self.params['num-cpus']}", f"--num-gpus={self.params['num-gpus']}",
-            f"--resources={self.params['resources'].strip(chr(34)).replace(chr(92), '')}",
-            f"--object-store-memory={self.params['object-store-memory']}",
-        )  # fmt: skip
-
-    def deploy(self, config: dict[str, Any], *, command: bool = False) -> None:
-        """Send the config to Ray as KubeRay does, or with `serve deploy`; only the address is this machine's."""
-        config["http_options"] |= {"host": "127.0.0.1", "port": self.port}
-        text = yaml.safe_dump(config).replace("/data/", f"{self.folder}/data/")
-        address = f"http://127.0.0.1:{self.dashboard}"
-        if command:
-            path = self.folder / "serve.yaml"
-            path.write_text(text)
-            self.run("serve", "deploy", str(path), "-a", address)
-            return
-        answer = httpx.put(f"{address}/api/serve/applications/", json=yaml.safe_load(text), timeout=120)
-        assert answer.status_code == 200, answer.text
-
-    def application(self) -> dict[str, Any]:
-        """Return what Ray Serve says about the only application."""
-        said = httpx.get(f"http://127.0.0.1:{self.dashboard}/api/serve/applications/", timeout=30).json()
-        (application,) = said["applications"].values()
-        return dict(application)
-
-    def replicas(self) -> dict[str, str]:
-        """Return the replicas' states by id."""
-        (deployment,) = self.application()["deployments"].values()
-        return {replica["replica_id"]: replica["state"] for replica in deployment["replicas"]}
-
-    def wait(self, count: int, old: set[str] = frozenset(), timeout_s: float = 400) -> set[str]:  # type: ignore[assignment]
-        """Wait until the application runs with `count` replicas, none of `old` among them; return their ids."""
-        deadline, seen = time.monotonic() + timeout_s, ""
-        while time.monotonic() < deadline:
-            try:
-                application, states = self.application(), self.replicas()
-            except (httpx.HTTPError, ValueError, KeyError):
-                time.sleep(1)  # the dashboard is still starting
-                continue
-            seen = f"{application['status']} {states} {application['message'][-1500:]}"
-            if application["status"] == "DEPLOY_FAILED":
-                pytest.fail(seen)
-            running = {name for name, state in states.items() if state == "RUNNING"}
-            if application["status"] == "RUNNING" and len(running) == count == len(states) and not running & old:
-                return running
-            time.sleep(1)
-        pytest.fail(f"not there after {timeout_s:g} s: {seen}")
-
-    def stop(self) -> None:
-        """End the processes of this Ray, and no others."""
-        mark = str(self.folder)
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit() or int(entry.name) == os.getpid():
-                continue
-            try:
-                environment = (entry / "environ").read_bytes()
-                command = (entry / "cmdline").read_bytes()
-                if mark.encode() in environment or mark.encode() in command:
-                    os.kill(int(entry.name), 9)
-            except OSError:
-                continue  # it ended while we looked
-
-
-class Clients:
-    """Asks the same picture question again and again from several threads and keeps what is not the right answer."""
-
-    def __init__(self, base: str, key: str, threads: int = 3):
-        self.base, self.answered, self.wrong = base, 0, list[str]()
-        self.headers = {"authorization": f"Bearer {key}", "cache-control": "no-store"}
-        self.stop = threading.Event()
-        self.threads = [threading.Thread(target=self.ask) for _ in range(threads)]
-
-    def body(self) -> dict[str, Any]:
-        """Return the question."""
-        import base64
-
-        url = "data:image/png;base64," + base64.b64encode(encode(draw("triangle", "blue"))).decode()
-        parts = [
-            {"type": "image_url", "image_url": {"url": url}},
-            {"type": "text", "text": "what shape is in the image?"},
-        ]
-        return {
-            "model": "fovea-qwen",
-            "messages": [{"role": "user", "content": parts}],
-            "max_tokens": 8,
-            "temperature": 0,
-        }
-
-    def ask(self) -> None:
-        """Until told to stop."""
-        body = self.body()
-        with httpx.Client(timeout=120, headers=self.headers) as client:
-            while not self.stop.is_set():
-                try:
-                    answer = client.post(f"{self.base}/v1/chat/completions", json=body)
-                except httpx.HTTPError as error:
-                    self.wrong.append(repr(error))
-                    continue
-                if answer.status_code == 200 and answer.json()["choices"][0]["message"]["content"] == "triangle":
-                    self.answered += 1
-                else:
-                    self.wrong.append(f"{answer.status_code} {answer.text[:300]}")
-                time.sleep(0.15)  # the processor is for the replicas that start
-
-    def __enter__(self) -> Clients:
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self.stop.set()
-        for thread in self.threads:
-            thread.join(130)
-
-
 @dataclass
 class Served:
     """The stack that all tests here share."""
@@ -249,6 +61,11 @@ class Served:
     given: dict[str, Any]
     keys: dict[str, str]
     collector: Receiver
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of a request whose answer comes from the engine."""
+        return {"authorization": f"Bearer {self.keys['demo']}", "cache-control": "no-store"}
 
     def config(self, replicas: int, stack: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
         """Return the Serve config of the profile with another number of replicas and further values."""
@@ -297,10 +114,9 @@ def test_the_probes_and_helm_test_find_what_they_ask_for(served: Served) -> None
 
 
 def test_a_callers_trace_goes_through_the_layers_into_the_engine(served: Served) -> None:
-    clients = Clients(served.cluster.base, served.keys["demo"])
-    headers = {**clients.headers, "traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
+    headers = {**served.headers, "traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
     url = f"{served.cluster.base}/v1/chat/completions"
-    assert httpx.post(url, json=clients.body(), headers=headers, timeout=120).status_code == 200
+    assert httpx.post(url, json=body_of("blue", 1), headers=headers, timeout=120).status_code == 200
     deadline, collector = time.monotonic() + 60, served.collector
     while "llm_request" not in {span.name for span in collector.spans} or len(collector.spans) < 10:
         assert time.monotonic() < deadline, [span.name for span in collector.spans]
@@ -314,7 +130,8 @@ def test_a_callers_trace_goes_through_the_layers_into_the_engine(served: Served)
 def test_updates_lose_no_request_and_leave_alone_what_they_need_not_touch(served: Served) -> None:
     cluster = served.cluster
     first = cluster.wait(1)
-    with Clients(cluster.base, served.keys["demo"]) as clients:
+    # the pause: the processor is for the replicas that start
+    with under(Load(cluster.base, 3, headers=served.headers, pictures=4, pause_s=0.15)) as load:
         # another limit, and as many replicas as the profile has: a second one joins, then the first is replaced
         changed = {"limits": {"concurrent": 200}}
         assert PROFILE["stack"]["models"][0]["replicas"] == 2
@@ -334,8 +151,10 @@ def test_updates_lose_no_request_and_leave_alone_what_they_need_not_touch(served
         cluster.deploy(served.config(1, changed))
         time.sleep(3)
         assert cluster.wait(1) < both
-    assert clients.wrong == [] and clients.answered > 20, (clients.answered, len(clients.wrong), clients.wrong[:5])
-    print(f"{clients.answered} answers during the updates, none wrong")
+    account = load.account
+    assert account.failed == 0 and account.wrong == [] and account.given_up == [], (account.examples, account.wrong[:5])
+    assert account.answers > 20
+    print(f"{account.answers} answers during the updates, none wrong")
 
 
 def test_every_dashboard_query_has_an_answer_from_a_real_run(
