@@ -76,7 +76,7 @@ frontend http_frontend
     bind 127.0.0.1:8000
     http-request return status 200 content-type text/plain string "bind :9 is not a bind" if { path /x }
 frontend public
-    bind 0.0.0.0:8001
+    bind *:8001
 frontend six
     bind [::1]:8002
 listen stats
@@ -102,11 +102,47 @@ def test_haproxys_own_ports_are_put_on_loopback(tmp_path: Path) -> None:
     assert told.read_text().splitlines() == arguments
     binds = [line.strip() for line in config.read_text().splitlines() if line.strip().startswith("bind ")]
     assert binds == [
-        "bind 127.0.0.1:9101", "bind 127.0.0.1:8000", "bind 0.0.0.0:8001", "bind [::1]:8002",
+        "bind 127.0.0.1:9101", "bind 127.0.0.1:8000", "bind *:8001", "bind [::1]:8002",
         "bind 127.0.0.1:8404", "bind 127.0.0.1:8405",
     ]  # fmt: skip
     changed = [(a, b) for a, b in zip(CONFIG.splitlines(), config.read_text().splitlines(), strict=True) if a != b]
     assert len(changed) == 3
+
+
+def test_a_stack_that_listens_everywhere_is_heard_everywhere(tmp_path: Path) -> None:
+    """Ray writes its own template; the proxy that it starts is asked at an address that is not 127.0.0.1."""
+    from ray.serve._private import haproxy as ray_haproxy
+    from ray.serve.config import HTTPOptions
+
+    port, stats, metrics = runtime.free_port(), runtime.free_port(), runtime.free_port()
+    options = HTTPOptions(host="0.0.0.0", port=port)
+    made = ray_haproxy.HAProxyConfig(
+        http_options=options, stats_port=stats, metrics_port=metrics, socket_path=str(tmp_path / "admin.sock")
+    )
+    config = tmp_path / "haproxy.cfg"
+    ray_haproxy.HAProxyApi(cfg=made, config_file_path=str(config))._generate_config_file_internal()
+    script = Path(runtime.__file__).with_name("haproxy.sh")
+    environment = {"PATH": os.environ["PATH"], "FOVEA_HAPROXY": runtime.haproxy_binary()}
+    process = subprocess.Popen([str(script), "-db", "-f", str(config)], env=environment)
+
+    def heard(address: str, port: int) -> bool:
+        try:
+            httpx.get(f"http://{address}:{port}/-/healthz", timeout=5)
+        except httpx.HTTPError:
+            return False
+        return True
+
+    try:
+        for _ in range(200):
+            if heard("127.0.0.1", port):
+                break
+            time.sleep(0.05)
+        assert heard("127.0.0.2", port), config.read_text()
+        assert heard("127.0.0.1", stats) and not heard("127.0.0.2", stats)
+        assert heard("127.0.0.1", metrics) and not heard("127.0.0.2", metrics)
+    finally:
+        process.kill()
+        process.wait()
 
 
 PROXY = """defaults
