@@ -36,9 +36,9 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(not (FOLDER / "fovea-setup.json").exists(), reason="no .venv-quantize: run make setup-quantize"),
 ]
-# speed is not looked at here: nothing is compiled, and the items are as few as the gate can decide on
+# speed is not looked at here: nothing is compiled
 EAGER = "--engine-args=--enforce-eager"
-SAMPLES, GOLDEN, JOB_ITEMS = 64, 400, 16
+SAMPLES, GOLDEN, JOB_ITEMS = 64, 600, 16
 
 
 def fovea_quantize(*words: str) -> subprocess.CompletedProcess[str]:
@@ -218,7 +218,7 @@ def test_the_gate_decides_on_what_is_served(int4: Made) -> None:
     assert 0 < report["divergence_nats"]["value"] < 1 and report["divergence_nats"]["n"] == 200
     assert candidate["bytes"] < parent["bytes"]
     assert candidate["usd_per_query"] == pytest.approx(1 / 3600 / candidate["requests_per_s"])
-    assert parent["picture"]["n"] >= 50 and parent["kv_tokens"] > 2048
+    assert parent["picture"]["n"] > 100 and parent["kv_tokens"] > 2048
     assert candidate["bytes_by_part"]["language"] < 0.3 * parent["bytes_by_part"]["language"]
     assert candidate["bytes_by_part"]["vision"] == parent["bytes_by_part"]["vision"] > 0
     page = (int4.out.with_name("w4a16-gptq-gate") / "report.html").read_text()
