@@ -30,9 +30,8 @@ def write_ladder_page(path: Path, result: Mapping[str, Any], reports: Sequence[M
     _categories(page, steps, reports)
     _figures(page, steps, reports)
     page.section("How it was made")
-    page.add(
-        table(["", ""], [["reports", ", ".join(_beside(path, s["report"]) for s in steps)], *_machine(reports[-1])])
-    )
+    where = ", ".join(_beside(path, s["report"]) for s in steps)
+    page.add(table(["", ""], [["reports", where], *_machine(reports[-1])], text_columns=(0, 1)))
     page.code(" ".join(reports[-1]["command"]))
     with atomic_write(path) as file:
         file.write(page.render())
