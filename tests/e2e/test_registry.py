@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +10,15 @@ import pytest
 import yaml
 
 import fovea
-from tests.e2e.conftest import ROOT, Running, served
+from tests.e2e.conftest import ROOT, served
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
-# few items and no compilation: what is shown is the way of a version, its figures are in docs/models.md
+MODEL = {"max_model_len": 2048, "engine_args": {"enforce_eager": True}}  # how fast it is, is not looked at here
 GOLDEN = {
-    "easy-vqa": ["--limit", "400"],
-    "receipts": ["--limit", "40", "--max-tokens", "16"],
-    "modems": ["--limit", "60"],
+    "easy-vqa": ["--limit", "1000"],
+    "receipts": ["--limit", "60", "--max-tokens", "32"],
+    "modems": ["--limit", "120"],
 }
-EAGER = {"max_model_len": 2048, "engine_args": {"enforce_eager": True}}
-
-
-def update(running: Running, path: Path, models: list[dict[str, Any]]) -> None:
-    """Have a running stack serve other models (SIGHUP)."""
-    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "models": models}))
-    before = len(running.lines)
-    running.process.send_signal(signal.SIGHUP)
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and running.process.poll() is None:
-        for line in running.lines[before:]:
-            if line.startswith("{") and "updated" in (event := json.loads(line)):
-                assert event["updated"], event
-                return
-        time.sleep(0.2)
-    pytest.fail(f"no word of the update: {running.lines[before:]}")
 
 
 def test_the_life_of_a_version(
@@ -59,14 +41,14 @@ def test_the_life_of_a_version(
         more = ["--family", family, "--licence", "Apache-2.0", "--recipe", source / "manifest.json", "--by", "ada"]
         made = registry("register", source, "--name", "vqa", "--data", "easy-vqa-train=1.0", *more)
         assert made["version"] == f"vqa@{number}"
-    policy = {"require": [{"golden": "easy-vqa", "min_accuracy": 0.93, "min_items": 400, "max_drop": 0.04}]}
+    policy = {"require": [{"golden": "easy-vqa", "min_accuracy": 0.95, "min_items": 1000, "max_drop": 0.02}]}
     (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policy))
     registry("policy", "vqa", tmp_path / "policy.yaml")
     refused = registry("promote", "vqa@1", "--to", "canary", code=1)
     assert "no report on easy-vqa" in refused["error"]["message"]
 
     paths = {n: registry("path", f"vqa@{n}")["path"] for n in (1, 2)}
-    stack: dict[str, Any] = {"models": [{"name": f"vqa-{n}", "source": path, **EAGER} for n, path in paths.items()]}
+    stack: dict[str, object] = {"models": [{"name": f"vqa-{n}", "source": path, **MODEL} for n, path in paths.items()]}
     (tmp_path / "stack").mkdir()
     with served(stack, tmp_path / "stack") as running:
         for n in paths:
@@ -77,32 +59,29 @@ def test_the_life_of_a_version(
                 assert report["target"]["version"] == n and not report["errors"]
                 assert {"token_f1", "anls", "wer", "cer"} == set(report["text"]) if golden == "easy-vqa" else True
                 registry("attach", f"vqa@{n}", out, "--by", "ada")
-        accuracy = {n: json.loads((tmp_path / f"easy-vqa-{n}/report.json").read_text())["accuracy"] for n in paths}
-        assert all(a["value"] > 0.95 for a in accuracy.values())
-        for golden, (_, limit, *_) in GOLDEN.items():
-            gate = ["--max-drop", "0.04"] if golden == "easy-vqa" else []  # what both were taught
-            compared = fovea_models("compare", tmp_path / f"{golden}-1", tmp_path / f"{golden}-2", *gate)
-            assert compared["items"] == int(limit)
-            if gate:
-                assert compared["verdict"]["holds"]
-                difference = accuracy[2]["value"] - accuracy[1]["value"]
-                assert compared["difference"]["value"] == pytest.approx(difference)
+    accuracy = {n: json.loads((tmp_path / f"easy-vqa-{n}/report.json").read_text())["accuracy"] for n in paths}
+    assert all(a["value"] > 0.95 for a in accuracy.values())
+    for golden, (_, limit, *_) in GOLDEN.items():
+        gate = ["--max-drop", "0.02"] if golden == "easy-vqa" else []  # what both were taught
+        compared = fovea_models("compare", tmp_path / f"{golden}-1", tmp_path / f"{golden}-2", *gate)
+        assert compared["items"] == int(limit)
+        if gate:
+            assert compared["verdict"]["holds"]
+            difference = accuracy[2]["value"] - accuracy[1]["value"]
+            assert compared["difference"]["value"] == pytest.approx(difference)
 
-        for n in (1, 2):
-            registry("promote", f"vqa@{n}", "--to", "canary", "--by", "ada")
-            registry("promote", f"vqa@{n}", "--to", "live", "--by", "ada")
-            assert registry("path", "vqa@live")["path"] == paths[n]
-        told = registry("rollback", "vqa", "--by", "bob", "--note", "complaints")
-        assert told["text"] == "version 1 is live again, instead of 2"
-        stages = {row["version"]: row["stage"] for row in registry("list")["versions"]}
-        assert stages == {"vqa@1": "live", "vqa@2": "retired"}
-        # what is live now is served by its name beside the one that stays, and says which version it is
-        live = {"name": "vqa", "source": "registry:vqa@live", **EAGER}
-        update(running, tmp_path / "stack" / "stack.yaml", [stack["models"][0], live])
-        asked = ["--model", "vqa", "--golden", "easy-vqa", "--limit", "100", "--out", tmp_path / "live"]
-        report = fovea_models("evaluate", running.url, *asked)
-    assert report["target"] == {"name": "vqa", "version": 1, "digest": registry("show", "vqa@1")["digest"]}
-    assert report["accuracy"]["high"] >= accuracy[1]["value"] >= report["accuracy"]["low"]
+    for n in (1, 2):
+        registry("promote", f"vqa@{n}", "--to", "canary", "--by", "ada")
+        registry("promote", f"vqa@{n}", "--to", "live", "--by", "ada")
+        assert registry("path", "vqa@live")["path"] == paths[n]
+    told = registry("rollback", "vqa", "--by", "bob", "--note", "complaints")
+    assert told["text"] == "version 1 is live again, instead of 2"
+    stages = {row["version"]: row["stage"] for row in registry("list")["versions"]}
+    assert stages == {"vqa@1": "live", "vqa@2": "retired"}
+    # what is live now is served by its name, and says which version it is
+    live = fovea_models("evaluate", "vqa@live", "--golden", "easy-vqa", "--limit", "100", "--out", tmp_path / "live")
+    assert live["target"] == {"name": "vqa", "version": 1, "digest": registry("show", "vqa@1")["digest"]}
+    assert live["accuracy"]["high"] >= accuracy[1]["value"] >= live["accuracy"]["low"]
     assert registry("verify") == {"problems": []}
     checklist = {row["item"]: row["holds"] for row in registry("governance", "vqa@1", code=1)["items"]}
     met = {"intact", "lineage", "licence", "card", "evaluated", "calibrated", "robust", "languages"}
