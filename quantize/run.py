@@ -128,11 +128,11 @@ def quantize(settings: RunSettings, say: Say = lambda text: None, held: Held | N
         UsageError: wrong input; nothing was written.
         CheckFailed: a check failed; nothing is left under `settings.out`.
     """
-    started = time.monotonic()
     decided = plan(settings)
     for warning in decided.warnings:
         say(f"warning: {warning}")
     python = find_python(say)
+    started = time.monotonic()  # an environment that had to be made first is not the checkpoint's time
     # 16-bit weights are held while the tensors are renamed
     size = sum(t.size for t in read_headers(decided.parent).values())
     with (
