@@ -136,6 +136,7 @@ def run_gate(settings: GateSettings, say: Say = lambda text: None, held: Held | 
         sides[name] = one_side(name, folder, identity, items, settings, engine, say, serving)
         if held is not None and name == "candidate":
             held.close()
+    sides = {name: sides[name] for name in folders}  # the parent first, whichever was asked first
     report = build_report(settings, manifest, thresholds, items, len(asked) - len(items), sides)
     report["warnings"] = [*manifest.get("warnings", ()), *warnings]
     write_json(settings.out / "report.json", report)

@@ -10,7 +10,7 @@ from models.evaluation.context import command, hardware, versions
 from models.evaluation.score import is_right
 from models.golden import GoldenItem
 from models.stats import mcnemar, paired_difference, quantile, wilson
-from quantize.gate_rows import speed_rows
+from quantize.gate_rows import SIDES, speed_rows
 from quantize.probe import divergence
 from quantize.recovery import recovery, shown
 from quantize.verdict import Thresholds, decide
@@ -152,6 +152,6 @@ def print_gate(report: dict[str, Any], out: Path) -> None:
     from models.support.terminal import print_table
 
     print()
-    print_table(["", *report["sides"]], [[row.name, *row.texts] for row in speed_rows(report)])
+    print_table(["", *SIDES], [[row.name, *row.texts] for row in speed_rows(report)])
     print()
     print(f"report      {out / 'report.html'}")

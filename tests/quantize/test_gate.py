@@ -248,7 +248,11 @@ def test_answers_of_the_same_content_elsewhere_are_not_continued(
 
 
 def test_an_engine_that_serves_the_candidate_already_is_asked_first_and_ended(
-    engines: Engines, candidate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engines: Engines,
+    candidate: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("quantize.engine.served", engines.served)
     settings = GateSettings("embedded:qwen2_5_vl", candidate, "easy-vqa", tmp_path / "out", limit=LIMIT)
@@ -260,6 +264,12 @@ def test_an_engine_that_serves_the_candidate_already_is_asked_first_and_ended(
     assert engines.started == ["candidate", "parent"]
     assert report["verdict"]["outcome"] == "pass"
     assert [line.split(":")[0] for line in told] == ["candidate", "candidate", "parent", "parent", "parent"]
+    # what was asked first is not what stands first
+    monkeypatch.setitem(report["sides"]["parent"], "weights_gib", 0.5)
+    print_gate(report, tmp_path)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["parent", "candidate"] in lines
+    assert ["of", "it,", "weights", "0.50", "GiB", "0.25", "GiB"] in lines
 
 
 def test_calibrated_pictures_are_left_out(engines: Engines, candidate: Path, tmp_path: Path) -> None:
