@@ -99,8 +99,8 @@ def command(model: Path, name: str, port: int, settings: EngineSettings) -> list
     if settings.max_model_len is not None:
         words += ["--max-model-len", str(settings.max_model_len)]
     if not _has_gpu():
-        if shutil.which(os.environ.get("CXX", "g++")) is None:
-            words.append("--enforce-eager")  # torch.compile on a CPU needs a C++ compiler
+        if not _has_compiler():
+            words.append("--enforce-eager")
         if not any(word.startswith(PARALLEL) for word in settings.arguments):
             words += ["--distributed-executor-backend", IN_PROCESS]
     return [*words, *settings.arguments]
@@ -108,6 +108,11 @@ def command(model: Path, name: str, port: int, settings: EngineSettings) -> list
 
 def _has_gpu() -> bool:
     return Path("/dev/nvidiactl").exists()
+
+
+def _has_compiler() -> bool:
+    """Return whether there is a C++ compiler: torch.compile needs one on a CPU, and without it nothing is compiled."""
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def environment(settings: EngineSettings) -> dict[str, str]:
@@ -123,6 +128,8 @@ def environment(settings: EngineSettings) -> dict[str, str]:
         # vLLM 0.29 cannot load what it compiled for a CPU ahead of time, and compiles at every start; inductor's own
         # cache works
         found["VLLM_USE_AOT_COMPILE"] = "0"
+        if not _has_compiler():
+            found["TORCHDYNAMO_DISABLE"] = "1"  # vLLM compiles more than the model: ranks of log probabilities, too
         cache = Path(os.environ.get("VLLM_CACHE_ROOT") or Path.home() / ".cache" / "vllm")
         found.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
     return found

@@ -102,8 +102,8 @@ def engine_args(model: Model) -> argparse.Namespace:
     args.structured_outputs_config.backend = "xgrammar"
     args.structured_outputs_config.disable_any_whitespace = True
     args.disable_uvicorn_access_log = True
-    if not model.gpus and shutil.which(os.environ.get("CXX", "g++")) is None:
-        args.enforce_eager = True  # torch.compile on a CPU needs a C++ compiler; without one the model runs uncompiled
+    if not model.gpus and not has_compiler():
+        args.enforce_eager = True
     if not model.gpus and model.engine_args.get("tensor_parallel_size", 1) == 1:
         args.distributed_executor_backend = "serving.executor.InProcess"
     args.chat_template = template_for(model.path)
@@ -121,6 +121,11 @@ def engine_args(model: Model) -> argparse.Namespace:
     return args
 
 
+def has_compiler() -> bool:
+    """Return whether there is a C++ compiler: torch.compile needs one on a CPU, and without it nothing is compiled."""
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
+
+
 def engine_environment(model: Model) -> dict[str, str]:
     """Return the environment variables that the engine's processes need, for CPU or GPU."""
     common = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
@@ -129,6 +134,8 @@ def engine_environment(model: Model) -> dict[str, str]:
         # vLLM 0.29 stores what it compiled for a CPU ahead of time, cannot load it again, and compiles at every start;
         # without that, inductor's own cache is used, which works (docs/benchmarks.md)
         common["VLLM_USE_AOT_COMPILE"] = "0"
+        if not has_compiler():
+            common["TORCHDYNAMO_DISABLE"] = "1"  # vLLM compiles more than the model: ranks of log probabilities, too
         cache = Path(os.environ.get("VLLM_CACHE_ROOT") or Path.home() / ".cache" / "vllm")
         common["TORCHINDUCTOR_CACHE_DIR"] = os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
     return common

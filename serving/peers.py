@@ -10,9 +10,12 @@ import asyncio
 import logging
 import re
 import uuid
+from enum import Enum
 
 logger = logging.getLogger("fovea.serving")
 PREFIX = b"fovea:metrics:"
+SILENT = 5
+"""Times in a row without an answer after which a replica that still listens counts as gone."""
 _SAMPLE = re.compile(rb"^([a-zA-Z_:][a-zA-Z0-9_:]*)(\{[^\n]*\})? ", re.MULTILINE)
 
 
@@ -23,18 +26,23 @@ class Peers:
         self.replica, self.server = replica, server
         port = server.sockets[0].getsockname()[1]
         self.key, self.address = PREFIX + replica.encode(), f"{host}:{port}"
+        self.silent: dict[bytes, int] = {}
 
     @classmethod
     async def start(cls, model: str) -> Peers:
         """Open the listener and make it known."""
         import ray
-        from ray.experimental.internal_kv import _internal_kv_put
 
         host = ray.util.get_node_ip_address()
         server = await asyncio.start_server(_serve_own, host=host, port=0)
         peers = cls(f"{model}-{uuid.uuid4().hex[:8]}", server, host)
-        await asyncio.to_thread(_internal_kv_put, peers.key, peers.address.encode(), True)
+        await peers._announce()
         return peers
+
+    async def _announce(self) -> None:
+        from ray.experimental.internal_kv import _internal_kv_put
+
+        await asyncio.to_thread(_internal_kv_put, self.key, self.address.encode(), True)
 
     async def stop(self) -> None:
         """Close the listener and withdraw the address."""
@@ -44,17 +52,31 @@ class Peers:
         await asyncio.to_thread(_internal_kv_del, self.key)
 
     async def metrics(self) -> bytes:
-        """Return the exposition of all replicas; one that does not answer is left out and its address withdrawn."""
+        """Return the exposition of all replicas; one that does not answer is left out.
+
+        Its address is withdrawn when nobody listens there, or after `SILENT` times: a replica may only be busy, and
+        one that was taken for gone makes itself known again when it is asked.
+        """
         from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_list
 
         keys = await asyncio.to_thread(_internal_kv_list, PREFIX)
+        if self.key not in keys:
+            await self._announce()
+            keys = [*keys, self.key]
         addresses = await asyncio.gather(*(asyncio.to_thread(_internal_kv_get, key) for key in keys))
-        texts = await asyncio.gather(*(_fetch(address.decode()) if address else _nothing() for address in addresses))
+        texts = await asyncio.gather(*(_fetch(address.decode() if address else "") for address in addresses))
         for key, text in zip(keys, texts, strict=True):
-            if text is None and key != self.key:
+            if isinstance(text, bytes):
+                self.silent.pop(key, None)
+            elif key != self.key:
                 logger.warning("replica %s does not answer its metrics listener", key.decode())
-                await asyncio.to_thread(_internal_kv_del, key)
-        named = [(key.removeprefix(PREFIX), text) for key, text in zip(keys, texts, strict=True) if text is not None]
+                self.silent[key] = SILENT if text is Missing.GONE else self.silent.get(key, 0) + 1
+                if self.silent[key] >= SILENT:
+                    self.silent.pop(key)
+                    await asyncio.to_thread(_internal_kv_del, key)
+        named = [
+            (key.removeprefix(PREFIX), text) for key, text in zip(keys, texts, strict=True) if isinstance(text, bytes)
+        ]
         return merge(named)
 
 
@@ -89,12 +111,17 @@ def _label(line: bytes, replica: bytes) -> bytes:
     return _SAMPLE.sub(add, line, count=1)
 
 
-async def _nothing() -> None:
-    return None
+class Missing(Enum):
+    """Why there is no exposition."""
+
+    GONE = "nobody listens"
+    SILENT = "no whole answer in time"
 
 
-async def _fetch(address: str) -> bytes | None:
+async def _fetch(address: str) -> bytes | Missing:
     host, _, port = address.rpartition(":")
+    if not port:  # withdrawn since it was listed
+        return Missing.GONE
     try:
         async with asyncio.timeout(2):
             reader, writer = await asyncio.open_connection(host, int(port))
@@ -103,11 +130,13 @@ async def _fetch(address: str) -> bytes | None:
                 answer = await reader.read()
             finally:
                 writer.close()
+    except ConnectionRefusedError:
+        return Missing.GONE
     except (OSError, TimeoutError):
-        return None
+        return Missing.SILENT
     head, _, body = answer.partition(b"\r\n\r\n")
     whole = head.endswith(b"content-length: %d" % len(body))  # a replica that stopped meanwhile sends half a family
-    return body if head.startswith(b"HTTP/1.0 200") and whole else None
+    return body if head.startswith(b"HTTP/1.0 200") and whole else Missing.SILENT
 
 
 async def _serve_own(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -326,13 +326,22 @@ def reason_of(message: str) -> str:
 def drain(stack: Stack, say: Callable[[str], None]) -> None:
     """Stop letting requests in on every replica and wait (bounded) until none is running."""
     from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import DeploymentUnavailableError
 
     handles = [serve.get_app_handle(model.name) for model in stack.models]
     deadline = time.monotonic() + stack.drain_s
     while time.monotonic() < deadline:
-        running = sum(sum(handle.broadcast("drain").results(timeout_s=10)) for handle in handles)
-        if not running:
+        running, silent = 0, 0
+        for handle in handles:
+            try:
+                running += sum(handle.broadcast("drain").results(timeout_s=10))
+            except DeploymentUnavailableError:
+                continue  # none of its replicas is left to wait for
+            except (RayError, TimeoutError):
+                silent += 1  # one of them died just now, or is too busy to answer: asked again
+        if not running and not silent:
             return
-        say(f"{running} requests are still running")
+        say(f"{running} requests are still running" if running else "a replica does not answer")
         time.sleep(0.5)
     say(f"stopping with requests still running after {stack.drain_s:g} s")

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.peers import PREFIX, Peers, _fetch, merge
+from serving.peers import PREFIX, SILENT, Missing, Peers, _fetch, merge
 
 
 def exposition(value: float, label: str = "x") -> bytes:
@@ -134,6 +134,30 @@ async def test_a_replica_that_is_gone_is_left_out_and_forgotten(store: dict[byte
     await peer.stop()
 
 
+async def test_a_replica_that_is_only_busy_keeps_its_place(store: dict[bytes, bytes]) -> None:
+    peer, other = await Peers.start("model"), await Peers.start("model")
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    busy = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    address, store[other.key] = store[other.key], b"127.0.0.1:%d" % busy.sockets[0].getsockname()[1]
+    for _ in range(SILENT - 1):
+        assert other.replica.encode() not in await peer.metrics()
+        assert other.key in store
+    store[other.key] = address  # it answers again, and is counted from the start
+    assert other.replica.encode() in await peer.metrics()
+    store[other.key] = b"127.0.0.1:%d" % busy.sockets[0].getsockname()[1]
+    for _ in range(SILENT):
+        assert other.key in store
+        await peer.metrics()
+    assert other.key not in store
+    assert other.replica.encode() in await other.metrics() and store[other.key] == address
+    busy.close()
+    await peer.stop()
+    await other.stop()
+
+
 @pytest.mark.parametrize(
     "request_line", [b"GET / HTTP/1.0", b"POST /metrics HTTP/1.0", b"GET /metricsx HTTP/1.0", b"nonsense"]
 )
@@ -168,5 +192,5 @@ async def test_half_an_answer_is_none(answer: bytes) -> None:
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    assert await _fetch(f"127.0.0.1:{server.sockets[0].getsockname()[1]}") is None
+    assert await _fetch(f"127.0.0.1:{server.sockets[0].getsockname()[1]}") is Missing.SILENT
     server.close()
