@@ -147,21 +147,30 @@ def running() -> list[str]:
     return sorted(replica["node_ip"] for replica in replicas if replica["state"] == "RUNNING")
 
 
-def until(what: Any, timeout_s: float, text: str) -> None:
-    """Wait until `what()` holds."""
+def until(what: Any, timeout_s: float, text: Any) -> None:
+    """Wait until `what()` holds; `text`, or what it returns, says what is missing."""
     deadline = time.monotonic() + timeout_s
     while not what():
         if time.monotonic() > deadline:
-            raise SystemExit(f"not after {timeout_s:g} s: {text}")
+            raise SystemExit(f"not after {timeout_s:g} s: {text() if callable(text) else text}")
         time.sleep(0.5)
 
 
-def ready(address: str) -> bool:
-    """Tell whether a pod's readiness probe passes."""
-    try:
-        return httpx.get(f"http://{address}:{SERVE}/-/healthz", timeout=5).status_code == 200
-    except httpx.HTTPError:
-        return False
+def failing(address: str, container: dict[str, Any]) -> list[str]:
+    """Return the container's probes that fail, asked at the pod's address as the kubelet asks."""
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    wrong = []
+    for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+        probe = container[kind]["httpGet"]
+        url = f"http://{address}:{ports.get(probe['port'], probe['port'])}{probe['path']}"
+        try:
+            answer = httpx.get(url, timeout=5)
+            said = "" if answer.status_code == 200 else f"{answer.status_code} {answer.text[:200]}"
+        except httpx.HTTPError as error:
+            said = repr(error)
+        if said:
+            wrong.append(f"{kind} {url}: {said}")
+    return wrong
 
 
 def delete(pod: Pod, hook: str, words: list[str], grace_s: float) -> dict[str, Any]:
@@ -239,7 +248,8 @@ def main() -> int:
         until(lambda: running() == [] and dashboard_answers(), 120, "the dashboard")
         deploy(serve_config(manifests))
         until(lambda: running() == sorted([first.address, second.address]), 400, "a replica in each")
-        until(lambda: ready(first.address) and ready(second.address), 60, "ready")
+        for pod in (first, second):
+            until(lambda p=pod: not failing(p.address, container), 60, lambda p=pod: str(failing(p.address, container)))
         bases = [f"http://{pod.address}:{SERVE}" for pod in (first, second)]
         through = [Load(base, 2, pictures=4, pause_s=0.1) for base in bases]
         streams = Streams()
