@@ -105,7 +105,7 @@ pathlib.Path(\"/tmp/question\").write_text(item.question)"
         echo "== a job: distill"
         cd /data && PYTHONPATH=/opt/fovea /opt/fovea/.venv/bin/python /opt/fovea/helm/image/clean-distill.py http://127.0.0.1:18123
         fovea distill run recipe.yaml --out /data/student
-        ls -l /data/student /data/student/train
+        ls -l /data/student
     fi
     trap - EXIT
     kill $server && wait $server
