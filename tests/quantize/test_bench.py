@@ -12,6 +12,7 @@ import pytest
 from fovea import build_parser
 from models.evaluation.context import versions
 from models.support.errors import CheckFailed
+from quantize import bench
 from quantize.bench import print_tables
 from quantize.bench_kernels import print_kernels
 from quantize.bench_speed import read_runs, summarize
@@ -145,6 +146,20 @@ def test_a_refused_scheme_is_a_row_with_the_category_that_failed(capsys: pytest.
     lines = capsys.readouterr().out.strip().splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert lines[-1].endswith("| 0.7600 (0.7400 to 0.7800) | 5 / 0 | 0.5 | 1.000, 1.000 | fail: shape | 42 s |")
+
+
+def test_every_part_has_its_measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    measures = ("kernels", "speed", "accuracy", "load_tested", "families", "shape_speed")
+    for name in measures:
+        monkeypatch.setattr(bench, name, lambda *args, name=name, **more: [name])
+    monkeypatch.setattr(bench, "print_tables", lambda result: None)
+    called = []
+    for part in (*bench.PARTS, bench.SHAPE):
+        monkeypatch.setattr("sys.argv", ["bench", "--part", part, "--out", str(tmp_path)])
+        assert bench.main() == 0
+        report = json.loads((tmp_path / f"report-{part}.json").read_text())
+        called += report[bench.PARTS.get(part, part)]
+    assert set(called) == set(measures)
 
 
 def test_kernels_are_a_column_per_product(capsys: pytest.CaptureFixture[str]) -> None:
