@@ -45,10 +45,11 @@ def test_both_sides_get_the_same_command_but_for_the_checkpoint() -> None:
         assert words in text
 
 
-@pytest.mark.parametrize("gpu", [False, True])
-def test_the_engine_runs_as_the_stack_runs_it(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("gpu", "compiler"), [(False, "sh"), (False, "no-such-compiler"), (True, "sh")])
+def test_the_engine_runs_as_the_stack_runs_it(gpu: bool, compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quantize.engine._has_gpu", lambda: gpu)
-    for name in ("VLLM_USE_AOT_COMPILE", "TORCHINDUCTOR_CACHE_DIR"):
+    monkeypatch.setenv("CXX", compiler)
+    for name in ("VLLM_USE_AOT_COMPILE", "TORCHINDUCTOR_CACHE_DIR", "TORCHDYNAMO_DISABLE"):
         monkeypatch.delenv(name, raising=False)
     executor = f"--distributed-executor-backend {IN_PROCESS}"
     plain = " ".join(command(Path("/m"), "m", 1, EngineSettings()))
@@ -58,6 +59,7 @@ def test_the_engine_runs_as_the_stack_runs_it(gpu: bool, monkeypatch: pytest.Mon
     found = environment(EngineSettings(kv_gib=3))
     assert found["VLLM_CPU_KVCACHE_SPACE"] == "3" and str(ROOT) in found["PYTHONPATH"].split(":")
     assert (found.get("VLLM_USE_AOT_COMPILE") == "0") is not gpu
+    assert ("--enforce-eager" in plain) is (found.get("TORCHDYNAMO_DISABLE") == "1") is (compiler != "sh")
     if not gpu:  # what a CPU's engine is told is what the stack tells it
         stack = engine_environment(Model(name="m", source="s", cpu_kv_cache_gib=3))
         assert {k: v for k, v in stack.items() if k != "DO_NOT_TRACK"}.items() <= found.items()
