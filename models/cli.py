@@ -12,7 +12,7 @@ from models.catalog_cli import add_list, add_show
 from models.evaluation_cli import add_compare, add_consistency, add_evaluate, add_scorecard
 from models.fit_cli import add_fit
 from models.recommend_cli import add_recommend
-from models.registry_cli import add_registry
+from models.registry_cli import add_promote, add_registry, add_rollback
 from models.support.errors import UsageError
 from models.support.terminal import print_json, print_table, whole_number
 
@@ -246,7 +246,9 @@ COMMANDS: dict[str, tuple[str, Adder]] = {
     "baselines": ("measure the vendors' models where a key is there, price them elsewhere", _add_baselines),
     "scorecard": ("weigh several evaluations against one another", add_scorecard),
     "consistency": ("ask a golden set again and again, and worded differently: does the answer hold", add_consistency),
-    "registry": ("versions: register, promote, roll back, verify; which one may serve", add_registry),
+    "registry": ("versions: register, approve, verify, compare; what one must show to serve", add_registry),
+    "promote": ("move a version on: canary, live, retired", add_promote),
+    "rollback": ("put the version back that was live before", add_rollback),
     "prove": ("start vLLM on a tiny checkpoint of every architecture and ask it", _add_prove),
     "image-tokens": ("count the input tokens of an image by a vendor's rule", _add_image_tokens),
     "prices": ("list what the vendors charge, and since when", _add_prices),

@@ -1,4 +1,4 @@
-"""`fovea models registry ...`: arguments and printing."""
+"""`fovea models registry ...`, `fovea models promote` and `rollback`: arguments and printing."""
 
 from __future__ import annotations
 
@@ -49,10 +49,24 @@ def add_registry(parser: argparse.ArgumentParser) -> None:
     sub = parser.add_subparsers(dest="registry_command", metavar="COMMAND", required=True)
     for name, (text, add, run) in COMMANDS.items():
         child = sub.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        child.add_argument("--store", help="folder, hf:// repository or fsspec URL (FOVEA_REGISTRY, or runs/registry)")
         child.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-        add(child)
-        child.set_defaults(run=_opened(run))
+        _add(child, add, run)
+
+
+def add_promote(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `fovea models promote`."""
+    _add(parser, _add_promote, _promote)
+
+
+def add_rollback(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `fovea models rollback`."""
+    _add(parser, _add_rollback, _rollback)
+
+
+def _add(parser: argparse.ArgumentParser, add: Callable[[argparse.ArgumentParser], None], run: Run) -> None:
+    parser.add_argument("--store", help="folder, hf:// repository or fsspec URL (FOVEA_REGISTRY, or runs/registry)")
+    add(parser)
+    parser.set_defaults(run=_opened(run))
 
 
 def _opened(run: Run) -> Callable[[argparse.Namespace], int]:
@@ -186,8 +200,6 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Run]] 
     "attach": ("tie an evaluation report to the version it was made of", _add_attach, _attach),
     "approve": ("approve a version (the second person)", _ref_by, _approve),
     "attest": ("vouch for a governance item that no machine can check", _add_attest, _attest),
-    "promote": ("move a version on: canary, live, retired", _add_promote, _promote),
-    "rollback": ("put the version back that was live before", _add_rollback, _rollback),
     "policy": ("set or show what a version must show before it is promoted", _add_policy, _policy),
     **VIEWS,
 }

@@ -1,6 +1,6 @@
 """Put a checkpoint that passed the gate into the registry of versions, with its parent and both evaluations.
 
-The parent becomes a version first, unless its very files are one already, so that `fovea models registry rollback` has
+The parent becomes a version first, unless its very files are one already, so that `fovea models rollback` has
 something to go back to once both were live.  Promotion stays with the registry's own policy.
 """
 

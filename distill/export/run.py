@@ -94,7 +94,7 @@ def _publish(
         "digest": version.digest,
         "stage": state.stages[version.number],
         "refused_for": problems(registry, version, state, "canary"),
-        "promote": f"fovea models registry promote {version.ref} --to canary",
+        "promote": f"fovea models promote {version.ref} --to canary",
     }
 
 

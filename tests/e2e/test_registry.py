@@ -44,7 +44,7 @@ def test_the_life_of_a_version(
     policy = {"require": [{"golden": "easy-vqa", "min_accuracy": 0.95, "min_items": 1000, "max_drop": 0.02}]}
     (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policy))
     registry("policy", "vqa", tmp_path / "policy.yaml")
-    refused = registry("promote", "vqa@1", "--to", "canary", code=1)
+    refused = fovea_models("promote", "vqa@1", "--to", "canary", code=1)
     assert "no report on easy-vqa" in refused["error"]["message"]
 
     paths = {n: registry("path", f"vqa@{n}")["path"] for n in (1, 2)}
@@ -71,10 +71,10 @@ def test_the_life_of_a_version(
             assert compared["difference"]["value"] == pytest.approx(difference)
 
     for n in (1, 2):
-        registry("promote", f"vqa@{n}", "--to", "canary", "--by", "ada")
-        registry("promote", f"vqa@{n}", "--to", "live", "--by", "ada")
+        fovea_models("promote", f"vqa@{n}", "--to", "canary", "--by", "ada")
+        fovea_models("promote", f"vqa@{n}", "--to", "live", "--by", "ada")
         assert registry("path", "vqa@live")["path"] == paths[n]
-    told = registry("rollback", "vqa", "--by", "bob", "--note", "complaints")
+    told = fovea_models("rollback", "vqa", "--by", "bob", "--note", "complaints")
     assert told["text"] == "version 1 is live again, instead of 2"
     stages = {row["version"]: row["stage"] for row in registry("list")["versions"]}
     assert stages == {"vqa@1": "live", "vqa@2": "retired"}

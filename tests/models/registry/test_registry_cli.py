@@ -20,18 +20,21 @@ class Shell:
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]):
         self.folder, self.capsys, self.store = folder, capsys, str(folder / "store")
 
+    def _command(self, words: tuple[object, ...]) -> list[str]:
+        command, *rest = map(str, words)
+        group = [] if command in ("promote", "rollback") else ["registry"]
+        return ["models", *group, command, "--store", self.store, *rest]
+
     def text(self, *words: object, code: int = 0) -> str:
         """Return what was printed; the exit code must be `code`."""
-        command, *rest = map(str, words)
-        found = fovea.main(["models", "registry", command, "--store", self.store, *rest])
+        found = fovea.main(self._command(words))
         out, err = self.capsys.readouterr()
         assert found == code, err
         return out + err
 
     def json(self, *words: object, code: int = 0) -> dict[str, Any]:
         """Return the JSON that was printed."""
-        command, *rest = map(str, words)
-        found = fovea.main(["models", "registry", command, "--store", self.store, *rest, "--json"])
+        found = fovea.main([*self._command(words), "--json"])
         out, err = self.capsys.readouterr()
         assert found == code, err
         value: dict[str, Any] = json.loads(out)
