@@ -54,11 +54,23 @@ def test_rendered_pictures_show_what_they_say(seed: int, varied: bool, canvas: t
     picture, scene = shapes.render(np.random.default_rng(seed), varied, canvas)
     assert picture.size == canvas and picture.mode == "RGB"
     pixels = np.asarray(picture).astype(int)
-    x0, y0, x1, y1 = (round(v * side) for v, side in zip(scene.box, canvas * 2, strict=True))
-    centre = pixels[(y0 + y1) // 2, (x0 + x1) // 2]
-    assert abs(centre - np.array(shapes.COLORS[scene.color])).max() <= 60
+    if not varied:
+        assert from_named(pixels, scene) <= 12
     background = np.array([pixels[0, 0], pixels[0, -1], pixels[-1, 0], pixels[-1, -1]])
     assert np.median(background, axis=0).min() >= 150
+
+
+def from_named(pixels: np.ndarray, scene: shapes.Scene) -> int:
+    """Return how far the middle of a scene's box is from the named colour, in steps of 255, the worst channel."""
+    x0, y0, x1, y1 = (round(v * side) for v, side in zip(scene.box, pixels.shape[1::-1] * 2, strict=True))
+    return int(abs(pixels[(y0 + y1) // 2, (x0 + x1) // 2] - np.array(shapes.COLORS[scene.color])).max())
+
+
+def test_damage_leaves_the_colour_but_for_a_rare_picture() -> None:
+    """JPEG of a shape of a few pixels, turned, mixes its colour with the ground: four pictures in 12,000."""
+    pictures = [shapes.render(np.random.default_rng(seed), varied=True) for seed in range(2000)]
+    far = np.array([from_named(np.asarray(picture).astype(int), scene) for picture, scene in pictures])
+    assert (far <= 60).mean() >= 0.998 and np.median(far) <= 20
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1))
