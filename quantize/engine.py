@@ -229,7 +229,10 @@ def wait_ready(process: subprocess.Popen[bytes], port: int, log: Path, timeout_s
 def reason(log: Path) -> str:
     """Return the engine's own reason in its log: the first real exception, or the last line."""
     lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
-    errors = [n for n in lines if re.search(r"\b[A-Z]\w*(Error|Exception): ", n)]
+    # a warning may speak of an error that could come
+    errors = [
+        n for n in lines if re.search(r"\b[A-Z]\w*(Error|Exception): ", n) and not re.search(r"\) (WARNING|INFO) ", n)
+    ]
     told = [line for line in errors if "Engine core init" not in line] or lines[-1:] or ["it said nothing"]
     return re.sub(r"^.*?(?=\b[A-Z]\w*(Error|Exception): )", "", told[0])[:300]
 

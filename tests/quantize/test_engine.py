@@ -76,6 +76,7 @@ def test_bitsandbytes_is_named_to_the_engine() -> None:
     ("log", "told"),
     [
         ("INFO x\n(pid=1) ERROR ValueError: size 7\nRuntimeError: Engine core init failed", "ValueError: size 7"),
+        ("(pid=1) WARNING limits like `OSError: [Errno 24] x`\n(pid=2) RuntimeError: shape", "RuntimeError: shape"),
         ("INFO x\nKilled", "Killed"),
         ("", "it said nothing"),
     ],
