@@ -19,13 +19,13 @@ def say(text: str) -> None:
     print(f"bench-quantize: {text}", file=sys.stderr, flush=True)
 
 
-def known_rows(path: Path) -> list[dict[str, Any]]:
-    """Return what an earlier, interrupted benchmark with the same versions measured."""
+def known_rows(path: Path, field: str = "rows") -> list[dict[str, Any]]:
+    """Return what an earlier, interrupted benchmark with the same versions measured: a field of its file."""
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return []
-    return list(found["rows"]) if isinstance(found, dict) and found.get("versions") == versions() else []
+    return list(found[field]) if isinstance(found, dict) and found.get("versions") == versions() else []
 
 
 def make(out: Path, model: str, scheme: str, method: str, held: Held | None = None, **more: Any) -> dict[str, Any]:

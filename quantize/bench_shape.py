@@ -12,15 +12,13 @@ from typing import Any
 
 from models.evaluation.context import versions
 from models.golden import load_golden
-from models.support.errors import UsageError
 from models.support.files import write_json
-from quantize.bench_make import say
-from quantize.bench_speed import read_runs, summarize
+from quantize.bench_make import known_rows, say
+from quantize.bench_speed import summarize
 from quantize.decode import tokens_per_second
 from quantize.engine import EngineSettings, served
 from quantize.gate import distinct_pictures
-from quantize.hardware import check_target
-from quantize.schemes import find_scheme
+from quantize.hardware import find_machine, load_table
 from quantize.speed_model import describe
 from quantize.under_load import load
 
@@ -36,17 +34,16 @@ KV_BYTES = 3 * 2**30
 LOAD = {"concurrency": 64, "seconds": 8, "slo_ms": 1000}
 
 
-def arms_here() -> list[str]:
-    """Return the arms that this machine's engine runs."""
+def arms_here(machine: str = "here") -> list[str]:
+    """Return the arms that the engine runs on a machine, this one by default (`quantize.hardware.find_machine`)."""
+    table, name_of = load_table(), find_machine(machine)
     found = []
     for name, (scheme, kv) in ARMS.items():
-        try:
-            for needed in filter(None, (scheme, "kv-fp8" if kv == "fp8" else None)):
-                check_target(find_scheme(needed), "here")
-        except UsageError as error:
-            say(f"{name} is left out: {error}")
-            continue
-        found.append(name)
+        needed = [n for n in (scheme, "kv-fp8" if kv == "fp8" else None) if n is not None]
+        if any(table.row(one, name_of).verdict == "refused" for one in needed):
+            say(f"{name} is left out: the engine refuses it on {name_of}")
+        else:
+            found.append(name)
     return found
 
 
@@ -67,7 +64,7 @@ def shape_speed(
     place = out / "shape" / shape
     items = distinct_pictures(load_golden("easy-vqa").items, 2 * max(batches))
     kept = place / "runs.json"
-    runs = read_runs(kept)
+    runs = known_rows(kept, "runs")
     for number in range(rounds):
         for name in arms if number % 2 == 0 else list(reversed(arms)):
             if {(name, number, b) for b in batches} <= {(r["name"], r["round"], r["batch"]) for r in runs}:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from models.evaluation.context import versions
 from models.golden import GoldenItem
 from models.support.files import write_json
-from quantize.bench_make import make, say
+from quantize.bench_make import known_rows, make, say
 from quantize.bench_stack import stack
 from quantize.decode import tokens_per_second
 from quantize.engine import EngineSettings, served
@@ -36,7 +35,7 @@ def speed(out: Path, rounds: int, batches: list[int], with_stack: bool) -> dict[
         folders[scheme], sizes[scheme] = folder, manifest["size"] | {"seconds": manifest["seconds"]["total"]}
     items = distinct_pictures(load_golden("easy-vqa").items, 64)
     kept = out / "speed" / "runs.json"
-    runs = read_runs(kept)
+    runs = known_rows(kept, "runs")
     for number in range(rounds):
         names = list(folders) if number % 2 == 0 else list(reversed(folders))
         for name in names:
@@ -47,15 +46,6 @@ def speed(out: Path, rounds: int, batches: list[int], with_stack: bool) -> dict[
             runs += _measure(name, number, folders[name], out, items, batches, with_stack)
             write_json(kept, {"versions": versions(), "runs": runs})
     return {"sizes": sizes, "runs": runs, "table": summarize(runs)}
-
-
-def read_runs(path: Path) -> list[dict[str, Any]]:
-    """Return what an earlier, interrupted benchmark with the same versions measured."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return []
-    return list(found["runs"]) if isinstance(found, dict) and found.get("versions") == versions() else []
 
 
 def _measure(

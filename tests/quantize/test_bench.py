@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 
 from fovea import build_parser
+from models.catalog import load_catalog
 from models.evaluation.context import versions
-from models.support.errors import CheckFailed
+from models.support.errors import CheckFailed, UsageError
 from quantize import bench
 from quantize.bench import print_tables
 from quantize.bench_kernels import print_kernels
-from quantize.bench_speed import read_runs, summarize
+from quantize.bench_make import known_rows
+from quantize.bench_shape import ARMS, arms_here
+from quantize.bench_speed import summarize
 from quantize.bench_stack import stack_entry
 from quantize.scope import read_headers
 from quantize.under_load import highest_rate, load
@@ -35,13 +38,44 @@ def test_ratios_are_of_the_same_round() -> None:
 
 def test_what_was_measured_with_other_versions_is_measured_again(tmp_path: Path) -> None:
     path = tmp_path / "runs.json"
-    assert read_runs(path) == []
+    assert known_rows(path, "runs") == []
     path.write_text(json.dumps({"versions": versions(), "runs": [{"name": "bf16"}]}))
-    assert read_runs(path) == [{"name": "bf16"}]
+    assert known_rows(path, "runs") == [{"name": "bf16"}]
     path.write_text(json.dumps({"versions": versions() | {"torch": "1"}, "runs": [{"name": "bf16"}]}))
-    assert read_runs(path) == []
+    assert known_rows(path, "runs") == []
     path.write_text("[")
-    assert read_runs(path) == []
+    assert known_rows(path, "runs") == []
+
+
+@pytest.mark.parametrize(
+    ("machine", "left_out"),
+    [("hopper", set()), ("cpu-vnni", set()), ("blackwell", {"w8a8"}), ("cpu-other", {"bf16, FP8 KV cache"})],
+)
+def test_a_shape_is_timed_in_what_the_engine_runs(machine: str, left_out: set[str]) -> None:
+    assert set(arms_here(machine)) == set(ARMS) - left_out
+
+
+def test_a_described_checkpoint_has_the_catalog_s_sizes(tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    from quantize.speed_model import describe
+
+    variant = load_catalog().variant("qwen2.5-vl-7b")
+    for scheme, bits in ((None, None), ("w8a8", 8), ("w4a16", 4), ("fp8", 8)):
+        describe(tmp_path / "m", "qwen2.5-vl-7b", scheme)
+        config = AutoConfig.from_pretrained(tmp_path / "m")
+        text = config.text_config
+        assert (text.num_hidden_layers, text.hidden_size) == (variant.decoder.layers, variant.decoder.hidden)
+        assert 2 * sum(text.rope_parameters["mrope_section"]) == variant.decoder.head_dim
+        written = json.loads((tmp_path / "m" / "config.json").read_text()).get("quantization_config")
+        assert (written["config_groups"]["group_0"]["weights"]["num_bits"] if written else None) == bits
+    for shape, wanted, told in (
+        ("paligemma2", None, "has no shape to time"),
+        ("qwen2.5-vl-7b", "nf4", "in this scheme"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            describe(tmp_path / "n", shape, wanted)
+    assert not (tmp_path / "n").exists()
 
 
 def test_the_timed_checkpoint_has_the_shape_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
