@@ -187,14 +187,15 @@ async def test_a_stores_whole_surface(anywhere: str) -> None:
 
 async def test_a_renewed_lease_outlives_its_time(anywhere: str) -> None:
     store = open_quota(anywhere)
-    one = ask(concurrent=1, lease_s=1.5)
-    assert not (await store.take(one)).refused
-    await asyncio.sleep(1)
-    await store.renew([one])
-    await asyncio.sleep(1)
-    assert (await store.take(replace(one, lease="b"))).refused == ("concurrent",)
-    await asyncio.sleep(1)
-    assert not (await store.take(replace(one, lease="b"))).refused
+    short, long = ask(concurrent=1, lease_s=2.0), ask(concurrent=1, lease_s=3600.0)
+    other = replace(long, lease="b")
+    assert not (await store.take(short)).refused
+    await store.renew([long])
+    await asyncio.sleep(2.1)
+    assert (await store.take(other)).refused == ("concurrent",)
+    await store.renew([replace(short, lease_s=0.1)])
+    await asyncio.sleep(0.2)
+    assert not (await store.take(other)).refused
     await store.close()
 
 
