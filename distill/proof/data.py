@@ -142,7 +142,8 @@ def scenes(said: Mapping[str, str]) -> dict[int, shapes.Scene]:
 def yes_no_rows(rows: Sequence[Row], said: Mapping[str, str], *, per_picture: int, seed: int) -> list[Row]:
     """Return rows of yes/no questions about the pictures of `rows`; `said` are the teacher's answers by row id.
 
-    Half of them name what the teacher saw.  A picture that it did not name in both ways gets none.
+    Half of them name what the teacher saw, and half say "no" or "not": category `negated`, the others `yes_no`.  A
+    picture that it did not name in both ways gets none.
     """
     found: list[Row] = []
     known = scenes(said)
@@ -155,7 +156,8 @@ def yes_no_rows(rows: Sequence[Row], said: Mapping[str, str], *, per_picture: in
         rng = np.random.default_rng([seed, number, 7])
         for i in range(per_picture):
             question, _ = shapes.draw_question(rng, known[number], dense=0.15, extra=0.0)
-            found.append({**row, "id": f"ask{i}-{number}", "question": question, "category": "yes_no"})
+            category = "negated" if {"no", "not"} & set(question.split()) else "yes_no"
+            found.append({**row, "id": f"ask{i}-{number}", "question": question, "category": category})
     return found
 
 

@@ -53,8 +53,8 @@ class Scale:
 
 
 SHORT = Scale(pictures=900, more=0, yes_no=1, captions=False, balanced=False)
-WHOLE = Scale(pictures=4000, more=2000, yes_no=1, captions=True, balanced=True)
-LIGHTS_TAUGHT, LIGHTS_ASKED, LIGHTS_HELD_OUT = 5000, 1500, 300
+WHOLE = Scale(pictures=4000, more=2000, yes_no=2, captions=True, balanced=True)
+LIGHTS_TAUGHT, LIGHTS_ASKED, LIGHTS_HELD_OUT = 5000, 2000, 300
 TASKS = ("shapes", "lights")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -35,6 +35,17 @@ class Stage(Section):
         description="Rows of these categories only; empty: all. Answers that name what is seen teach a picture "
         "sooner than yes and no.",
     )
+    shares: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description="Instead of `categories`: how much of a batch, on average, is of each category. They are "
+        "scaled to add up to 1.",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Stage:
+        if self.categories and self.shares:
+            raise ValueError("categories and shares are two ways to choose rows: give one of them")
+        return self
 
 
 class OnPolicy(Section):

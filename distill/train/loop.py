@@ -133,14 +133,14 @@ class Loop:
         return self.state
 
     def _stage(self, number: int, stage: Stage, first: int) -> None:
-        items = self._of(stage)
+        pools, shares = self._of(stage)
         train, state, last = self.train, self.state, number == len(self.train.stages) - 1
         key = [self.seed, number]
-        drawn = draws(items, train.batch, train.rows_per_picture, key, state.step - first)
+        drawn = draws(pools, shares, train.batch, train.rows_per_picture, key, state.step - first)
         began = time.monotonic() - state.seconds
         while state.step < first + stage.steps:
             rate = rate_at(state.step - first, stage)
-            loss = self._step([items[i] for i in next(drawn)], rate, [*key, state.step - first])
+            loss = self._step(next(drawn), rate, [*key, state.step - first])
             state.step += 1
             state.total, state.since = state.total + loss, state.since + 1
             if not math.isfinite(loss):
@@ -159,13 +159,21 @@ class Loop:
                 return
         self._save()
 
-    def _of(self, stage: Stage) -> list[Encoded]:
-        found = [i for i in self.rows.items if not stage.categories or i.category in stage.categories]
-        if not found:
-            known = sorted({i.category for i in self.rows.items})
-            raise UsageError("no training row has one of these categories", field="train.stages.categories",
-                             value=", ".join(stage.categories), fix=f"known: {', '.join(known)}")  # fmt: skip
-        return found
+    def _of(self, stage: Stage) -> tuple[list[list[Encoded]], list[float]]:
+        """Return the stage's rows, by category where it gives shares, and the shares."""
+        by_category: dict[str, list[Encoded]] = {}
+        for item in self.rows.items:
+            by_category.setdefault(item.category, []).append(item)
+        # a share is asked of every category; `categories` may name some that this data does not have
+        missing = [name for name in stage.shares or stage.categories if name not in by_category]
+        if missing and (stage.shares or len(missing) == len(stage.categories)):
+            raise UsageError("no training row has one of these categories",
+                             field=f"train.stages.{'shares' if stage.shares else 'categories'}",
+                             value=", ".join(missing), fix=f"known: {', '.join(sorted(by_category))}")  # fmt: skip
+        if not stage.shares:
+            return [[i for i in self.rows.items if not stage.categories or i.category in stage.categories]], [1.0]
+        total = sum(stage.shares.values())
+        return [by_category[name] for name in stage.shares], [share / total for share in stage.shares.values()]
 
     def _step(self, items: list[Encoded], rate: float, key: list[int]) -> float:
         """Take a step; `key` decides what is random in it: dropout, and what the student writes."""

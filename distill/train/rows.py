@@ -252,19 +252,40 @@ def order(items: Sequence[Encoded], rows_per_picture: int, rng: np.random.Genera
     return [index for c in rng.permutation(len(chunks)) for index in chunks[c]]
 
 
-def draws(
-    items: Sequence[Encoded], batch: int, rows_per_picture: int, key: Sequence[int], start: int
-) -> Iterator[list[int]]:
-    """Yield the rows of step `start` and of those after it, pass after pass; `key` decides every draw."""
-    number, offset = divmod(start * batch, len(items))
-    current = order(items, rows_per_picture, np.random.default_rng([*key, number]))
+def stream(items: Sequence[Encoded], rows_per_picture: int, key: Sequence[int], start: int) -> Iterator[int]:
+    """Yield rows from place `start` on, pass after pass; `key` decides every draw."""
+    number, offset = divmod(start, len(items))
     while True:
-        found: list[int] = []
-        while len(found) < batch:
-            take = current[offset : offset + batch - len(found)]
-            found += take
-            offset += len(take)
-            if offset == len(current):
-                number, offset = number + 1, 0
-                current = order(items, rows_per_picture, np.random.default_rng([*key, number]))
-        yield found
+        yield from order(items, rows_per_picture, np.random.default_rng([*key, number]))[offset:]
+        number, offset = number + 1, 0
+
+
+def draws(
+    pools: Sequence[Sequence[Encoded]],
+    shares: Sequence[float],
+    batch: int,
+    rows_per_picture: int,
+    key: Sequence[int],
+    start: int,
+) -> Iterator[list[Encoded]]:
+    """Yield the rows of step `start` and of those after it; `key` decides every draw.
+
+    Args:
+        pools: rows by category, or all of them as one.
+        shares: of every pool in a batch, on average; they add up to 1.
+    """
+    if len(pools) == 1:
+        drawn = stream(pools[0], rows_per_picture, key, start * batch)
+        while True:
+            yield [pools[0][next(drawn)] for _ in range(batch)]
+    rng = np.random.default_rng(key)
+    before = rng.multinomial(batch, shares, size=start).sum(axis=0)
+    several = [
+        stream(pool, rows_per_picture, [*key, place], int(at))
+        for place, (pool, at) in enumerate(zip(pools, before, strict=True))
+    ]
+    while True:
+        counts = rng.multinomial(batch, shares)
+        yield [
+            pool[next(drawn)] for pool, drawn, count in zip(pools, several, counts, strict=True) for _ in range(count)
+        ]

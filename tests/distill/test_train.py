@@ -115,7 +115,7 @@ def test_a_known_picture_is_encoded_as_the_processor_does(tmp_path: Path) -> Non
 
 
 def test_full_training_learns_and_writes_a_student(tmp_path: Path) -> None:
-    work = training_work(tmp_path, stages=[{"steps": 4, "rate": 1e-3, "categories": ["red"]},
+    work = training_work(tmp_path, stages=[{"steps": 4, "rate": 1e-3, "shares": {"red": 3, "blue": 1}},
                                            {"steps": 26, "rate": 1e-3}])  # fmt: skip
     report = run_steps(work, ["train"])["train"]
     curve = [json.loads(line) for line in (tmp_path / "out/train/curve.jsonl").read_text().splitlines()]
@@ -300,14 +300,37 @@ def test_early_stop_keeps_the_best(tmp_path: Path) -> None:
 @settings(max_examples=60, deadline=None)
 def test_draws_go_on_where_they_were(pictures: list[int], batch: int, per_picture: int, start: int) -> None:
     items = [Encoded(str(i), str(p), "all", [], 0, {}) for i, p in enumerate(pictures)]
-    first = draws(items, batch, per_picture, [1, 2], 0)
+    first = draws([items], [1.0], batch, per_picture, [1, 2], 0)
     steps = [next(first) for _ in range(start + len(items))]
-    again = draws(items, batch, per_picture, [1, 2], start)
+    again = draws([items], [1.0], batch, per_picture, [1, 2], start)
     assert [next(again) for _ in range(len(items))] == steps[start:]
     # a pass has every row once
-    flat = [i for step in steps for i in step]
+    flat = [int(item.id) for step in steps for item in step]
     assert sorted(flat[: len(items)]) == list(range(len(items)))
     assert np.bincount(flat[: 2 * len(items)], minlength=len(items)).max() <= 2
+
+
+@given(st.lists(st.integers(1, 30), min_size=2, max_size=4), st.integers(1, 40), st.integers(0, 50), st.data())
+@settings(max_examples=60, deadline=None)
+def test_shares_of_a_batch_hold_and_go_on(sizes: list[int], batch: int, start: int, data: st.DataObject) -> None:
+    weights = data.draw(st.lists(st.floats(0.05, 1), min_size=len(sizes), max_size=len(sizes)))
+    shares = [weight / sum(weights) for weight in weights]
+    pools = [
+        [Encoded(f"{pool}-{i}", str(i % 5), str(pool), [], 0, {}) for i in range(size)]
+        for pool, size in enumerate(sizes)
+    ]
+    first = draws(pools, shares, batch, 2, [3], 0)
+    steps = [next(first) for _ in range(start + 20)]
+    assert {len(step) for step in steps} == {batch}
+    again = draws(pools, shares, batch, 2, [3], start)
+    assert [next(again) for _ in range(20)] == steps[start:]
+    for place, pool in enumerate(pools):
+        drawn = [item.id for step in steps for item in step if item.category == str(place)]
+        # as often as the share says, within seven standard deviations; and pass after pass, every row once
+        n = batch * len(steps)
+        assert abs(len(drawn) - n * shares[place]) <= 7 * (n * shares[place] * (1 - shares[place])) ** 0.5 + 1
+        for at in range(0, len(drawn) - len(pool) + 1, len(pool)):
+            assert len(set(drawn[at : at + len(pool)])) == len(pool)
 
 
 @given(st.integers(1, 400), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))

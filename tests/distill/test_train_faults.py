@@ -98,6 +98,9 @@ def test_bad_sections(tmp_path: Path) -> None:
     refused("prune needs method full", method="lora", prune={"layers": 2})
     refused("prune cuts nothing", prune={})
     refused("no training row has one of these categories .*known: blue, green, red", stages=[{"categories": ["x"]}])
+    refused("no training row has one of these categories", stages=[{"shares": {"x": 1, "red": 1}}])
+    refused("shares.red: input should be greater than 0", stages=[{"shares": {"red": 0}}])
+    refused("give one of them", stages=[{"shares": {"red": 1}, "categories": ["red"]}])
     refused("did you mean 'checkpoint_every'", checkpoint_evry=3)
     work = training_work(tmp_path, validation=0, patience=2)
     with pytest.raises(UsageError, match=r"train.patience: needs validation rows"):
