@@ -58,8 +58,11 @@ def inputs(work: Work) -> dict[str, Any]:
         "kept": file_digest(work.out / "filter" / "kept.jsonl"),
         "bases": [_checkpoint_digest(Path(base)) if Path(base).is_dir() else base for base in bases],
         "seed": recipe.seed,
-        "student": recipe.student.model_dump(mode="json"),
-        "train": train.model_dump(mode="json", exclude={"usd_per_hour", "threads", "checkpoint_every", "workers"}),
+        # a setting that a later release adds, left at its default, must not train every student anew
+        "student": recipe.student.model_dump(mode="json", exclude_defaults=True),
+        "train": train.model_dump(
+            mode="json", exclude_defaults=True, exclude={"usd_per_hour", "threads", "checkpoint_every", "workers"}
+        ),
     }
 
 

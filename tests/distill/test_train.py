@@ -29,6 +29,7 @@ from distill.train.model import (
     moving,
 )
 from distill.train.rows import Encoded, EncodedRows, draws
+from distill.train.run import inputs
 from distill.train.sample import own_answers
 from distill.train.state import rate_at
 from distill.training_rows import TrainingRows
@@ -280,6 +281,14 @@ def test_the_divergence_is_one(beta: float, seed: int) -> None:
     assert float(divergence(q, p, 0)) == pytest.approx(float((a.exp() * (a - b)).sum()), rel=1e-4)
     assert float(divergence(q, p, 1)) == pytest.approx(float((b.exp() * (b - a)).sum()), rel=1e-4)
     assert float(divergence(q, p, 0.5)) == pytest.approx(float(divergence(p, q, 0.5)), rel=1e-4)
+
+
+def test_a_setting_at_its_default_is_as_if_it_were_not_there(tmp_path: Path) -> None:
+    said = training_work(tmp_path, clip=1.0, stages=[{"steps": 6, "rate": 0.001, "warmup": 0.2, "shares": {}}])
+    before = inputs(said)
+    unsaid = training_work(tmp_path)
+    assert inputs(unsaid) == before
+    assert inputs(training_work(tmp_path, clip=0.9)) != before
 
 
 def test_early_stop_keeps_the_best(tmp_path: Path) -> None:
