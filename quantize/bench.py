@@ -29,6 +29,7 @@ from quantize.gate import GateSettings, run_gate
 from quantize.hardware import find_machine
 from quantize.recovery import shown
 from quantize.run import checkpoint_folder
+from quantize.speed_model import SHAPES
 from quantize.under_load import load
 
 PARTS = {
@@ -184,6 +185,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench-quantize", description=__doc__)
     parser.add_argument("--part", choices=(*PARTS, SHAPE, "all"), default="all")
     parser.add_argument("--shape", default="qwen2.5-vl-7b", help="catalog model that `--part shape` has the sizes of")
+    parser.add_argument("--sizes", choices=SHAPES, default="smollm2", help="checkpoint of `--part speed`")
     parser.add_argument("--arm", choices=ARMS, nargs="+", help="schemes of `--part shape` (those that run here)")
     parser.add_argument("--load", action="store_true", help="put a load test on each scheme of `--part shape`, too")
     parser.add_argument("--rounds", type=int, default=2)
@@ -201,7 +203,7 @@ def main() -> int:
     }
     measures = {
         "kernels": kernels,
-        "speed": lambda: speed(args.out, args.rounds, args.batch, args.stack),
+        "speed": lambda: speed(args.out, args.sizes, args.rounds, args.batch, args.stack),
         "accuracy": lambda: accuracy(args.out, args.limit, args.family, ACCURACY, args.out / "accuracy.json"),
         "broken": lambda: accuracy(args.out, args.limit, args.family, BROKEN, args.out / "broken.json"),
         "stack": lambda: load_tested(args.out, args.family),
@@ -212,7 +214,8 @@ def main() -> int:
     }
     for part in PARTS if args.part == "all" else [args.part]:
         result[PARTS.get(part, part)] = measures[part]()
-    write_json(args.out / f"report-{args.part}.json", result)
+    name = f"speed-{args.sizes}" if args.part == "speed" and args.sizes != "smollm2" else args.part
+    write_json(args.out / f"report-{name}.json", result)
     print_tables(result)
     say(f"kept in {args.out}")
     return 0

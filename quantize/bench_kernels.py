@@ -1,12 +1,11 @@
 """What vLLM's CPU kernels for linear layers cost by themselves, one thread: why a scheme is or is not worth its speed.
 
-One product of x (M, K) with a weight (N, K) at a time, through the operators that vLLM calls; no engine runs.
-zentorch's kernels (vLLM takes them on AMD CPUs where zentorch is installed) are timed when the package is there.
+One product of x (M, K) with a weight (N, K) at a time, through the operators that vLLM calls; no engine runs.  `VNNI`
+are the kernels of serving/cpu_kernels.py, on a CPU that they are for.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import time
 from collections.abc import Callable
@@ -36,6 +35,8 @@ def _onednn(x: Any, n: int, k: int) -> dict[str, Kernel]:
     import torch
     from vllm import _custom_ops as ops
 
+    from serving.cpu_kernels import fits
+
     half = ops.create_onednn_mm(torch.randn(n, k, dtype=x.dtype).t(), 32)
     weight = torch.randint(-127, 128, (n, k), dtype=torch.int8)
     whole = ops.create_onednn_scaled_mm(weight.t(), torch.rand(n, 1), x.dtype, True, False, 32)
@@ -45,12 +46,19 @@ def _onednn(x: Any, n: int, k: int) -> dict[str, Kernel]:
         out = torch.empty(x.shape[0], n, dtype=x.dtype)
         ops.onednn_scaled_mm(whole, rounded, out, scale, None, None, None)
 
-    return {"bf16 (oneDNN)": lambda: ops.onednn_mm(half, x, None), "W8A8 (oneDNN)": int8}
+    found: dict[str, Kernel] = {"bf16 (oneDNN)": lambda: ops.onednn_mm(half, x, None), "W8A8 (oneDNN)": int8}
+    if fits():
+        product, scales = torch.ops._C.int8_scaled_mm_with_quant, torch.rand(n)
+        packed = torch.ops._C.convert_weight_packed(weight)
+        found["W8A8 (VNNI)"] = lambda: product(x, packed, scales, None, x.dtype, True)
+    return found
 
 
 def _int4(x: Any, n: int, k: int) -> dict[str, Kernel]:
     import torch
     from vllm import _custom_ops as ops
+
+    from serving.cpu_kernels import fits
 
     isa = "amx" if torch.cpu._is_amx_tile_supported() else "vec"
     found: dict[str, Kernel] = {}
@@ -62,27 +70,19 @@ def _int4(x: Any, n: int, k: int) -> dict[str, Kernel]:
             return ops.cpu_gemm_wna16(x, packed, scales, None, None, None, 8, isa)
 
         found[f"W4A16, groups of {group} ({isa})"] = call
+    for group in (g for g in GROUPS if k % g == 0 and fits()):
+        words, zeros = torch.randint(-(2**31), 2**31 - 1, (k, n // 8)), torch.full((k // group, n // 8), -2004318072)
+        scales = torch.rand(k // group, n, dtype=x.dtype)
+        blocks = ops.convert_weight_packed_scale_zp(
+            words.to(torch.int32), zeros.to(torch.int32), scales, ops.CPUQuantAlgo.AWQ
+        )
+
+        def unpacked(blocks: Any = blocks) -> Any:
+            weight, zeros, scales = blocks
+            return ops.int4_scaled_mm_cpu(x, weight, zeros, scales, None)
+
+        found[f"W4A16, groups of {group} (VNNI)"] = unpacked
     return found
-
-
-def _zentorch(x: Any, n: int, k: int) -> dict[str, Kernel]:
-    import torch
-
-    if importlib.util.find_spec("zentorch") is None:
-        return {}
-    __import__("zentorch")
-    ops = torch.ops.zentorch
-    half = torch.randn(n, k, dtype=x.dtype)
-    weight = torch.randint(-127, 128, (n, k), dtype=torch.int8)
-    scale = torch.rand(n, dtype=x.dtype)
-    small = ops.zentorch_woq_repack_weight(torch.randint(-8, 8, (n, k), dtype=torch.int8)).t()
-    scales = torch.rand(k // 64, n, dtype=x.dtype)
-    name = "zentorch::zentorch_dynamic_qlinear"
-    return {
-        "bf16 (zentorch)": lambda: ops.zentorch_linear_unary(x, half, None, post_op="none"),
-        "W8A8 (zentorch)": lambda: ops.zentorch_dynamic_qlinear(x, weight, scale, None, zentorch_op_name=name),
-        "W4A16, groups of 64 (zentorch)": lambda: ops.zentorch_woq_linear(x, small, scales, None, None),
-    }
 
 
 def kernels() -> list[dict[str, Any]]:
@@ -97,7 +97,7 @@ def kernels() -> list[dict[str, Any]]:
     for k, n in SHAPES:
         for m in ROWS:
             x = torch.randn(m, k, dtype=torch.bfloat16)
-            calls = {**_onednn(x, n, k), **_int4(x, n, k), **_zentorch(x, n, k)}
+            calls = {**_onednn(x, n, k), **_int4(x, n, k)}
             times = {name: best_us(call) for name, call in calls.items()}
             base = times["bf16 (oneDNN)"]
             rows += [

@@ -43,6 +43,7 @@ class EngineSettings:
         kv_gib: KV cache on a CPU, GiB.
         kv_dtype: `auto` (16 bits) or `fp8`.
         arguments: more of vLLM's own command line.
+        without: kernels of linear layers that vLLM must not take.
 
     Raises:
         UsageError: a value that no picture and question would fit in.
@@ -52,6 +53,7 @@ class EngineSettings:
     kv_gib: int = 1
     kv_dtype: str = "auto"
     arguments: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, lowest in (("max_model_len", 64), ("kv_gib", 1)):
@@ -124,6 +126,8 @@ def environment(settings: EngineSettings) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_gib),
     }
+    if settings.without:
+        found["VLLM_DISABLED_KERNELS"] = ",".join(settings.without)
     if not _has_gpu():
         # vLLM 0.29 cannot load what it compiled for a CPU ahead of time, and compiles at every start; inductor's own
         # cache works

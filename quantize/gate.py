@@ -243,7 +243,7 @@ def identity_of(folder: Path, settings: GateSettings, engine: EngineSettings, di
         **settings.asked,
         "files": artifact.files_of(folder),
         "digest": digest,
-        "engine": asdict(engine) | {"arguments": list(engine.arguments)},
+        "engine": orjson.loads(orjson.dumps(asdict(engine))),  # as it is read again
         "vllm": {k: v for k, v in versions().items() if k.startswith("vllm")},
         "machine": machine,
     }

@@ -1,8 +1,10 @@
 """Checkpoints that are large enough to time and have no sense: Qwen2.5-VL with random weights.
 
-`build` writes one whose language model has SmolLM2-135M's shape: 30 layers of 576, 9 heads (3 of keys and values),
-1,536 in the MLP, 49,152 tokens: 135 million parameters, 106 million of them in the linear layers that are quantized.
-The vision tower and the processor are those of the embedded Qwen2.5-VL (a 64x64 picture is 16 tokens).
+`build` writes one of two.  `smollm2`: the language model has SmolLM2-135M's shape, 30 layers of 576, 9 heads (3 of keys
+and values), 1,536 in the MLP, 49,152 tokens: 135 million parameters, 106 million of them in the linear layers that are
+quantized.  `wide`: 16 layers of 1,024, 16 heads (4), 4,096 in the MLP and the embedded model's 448 tokens: 243 million
+parameters, nearly all of them in those layers, so that it shows the kernels and no vocabulary.  The vision tower and
+the processor are those of the embedded Qwen2.5-VL (a 64x64 picture is 16 tokens).
 
 `describe` writes no weights at all, only the description of a catalog model in a scheme, for vLLM's
 `--load-format dummy`: a GPU's speed with 3 or 7 billion parameters needs no download.
@@ -21,25 +23,36 @@ from models.support.errors import UsageError
 from models.support.files import write_json
 from quantize.run import EMBEDDED
 
-SHAPE = {
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
+SHAPES = {
+    "smollm2": {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+    },
+    "wide": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "vocab_size": 448,
+    },
 }
-MROPE = [8, 12, 12]  # sums to half a head
+MROPE = [8, 12, 12]  # sums to half a head, of 64 in both
 COPIED = ("chat_template.jinja", "generation_config.json", "processor_config.json", "tokenizer_config.json")
 
 
-def build(folder: Path, seed: int = 0) -> int:
-    """Write the checkpoint into `folder`; return its number of parameters."""
+def build(folder: Path, shape: str = "smollm2", seed: int = 0) -> int:
+    """Write the checkpoint of one of `SHAPES` into `folder`; return its number of parameters."""
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    _processor(folder, int(SHAPE["vocab_size"]))
-    config = _config(SHAPE, {"out_hidden_size": SHAPE["hidden_size"]}, MROPE)
+    sizes = SHAPES[shape]
+    _processor(folder, sizes["vocab_size"])
+    config = _config(sizes, {"out_hidden_size": sizes["hidden_size"]}, MROPE)
     (folder / "config.json").write_text(json.dumps(config, indent=2), "utf-8")
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16)

@@ -25,6 +25,7 @@ from models.registry.schema import Requirement
 from models.support.errors import CheckFailed
 from quantize import artifact
 from quantize.calibration import draw
+from quantize.hardware import find_machine, load_table
 from quantize.request import JobRequest, JobResult
 from quantize.runner import FOLDER, read_reply
 from quantize.schemes import choose_group, find_scheme
@@ -201,9 +202,9 @@ def test_the_command_makes_a_checkpoint_that_answers(int4: Made) -> None:
     first = manifest["calibration"]["processor"]["first_item"]
     item = next(i for i in draw("easy-vqa-train", SAMPLES, 0).items if i.id == first)
     assert item.question == accepted["question"] and item.check(accepted["answer"])
-    assert any(
-        "WNA16" in kernel or "Marlin" in kernel or "Machete" in kernel for kernel in accepted["kernels"].values()
-    )
+    # the kernel that the table promises for this machine: `CPUWNA16LinearKernel (vec)`
+    wanted = load_table().row("w4a16", find_machine("here")).kernel.split()[0]
+    assert set(accepted["kernels"].values()) == {wanted}
     assert not [p for p in int4.out.parent.iterdir() if p.name.startswith(".")]
 
 

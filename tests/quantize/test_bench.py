@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from quantize.bench_make import known_rows
 from quantize.bench_shape import ARMS, arms_here
 from quantize.bench_speed import summarize
 from quantize.bench_stack import stack_entry
+from quantize.engine import EngineSettings, Served
 from quantize.scope import read_headers
 from quantize.under_load import highest_rate, load
 from serving.stack import Model
@@ -49,7 +52,7 @@ def test_what_was_measured_with_other_versions_is_measured_again(tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("machine", "left_out"),
-    [("hopper", set()), ("cpu-vnni", set()), ("blackwell", {"w8a8"}), ("cpu-other", {"bf16, FP8 KV cache"})],
+    [("hopper", set()), ("cpu-bf16", set()), ("blackwell", {"w8a8"}), ("cpu-other", {"bf16, FP8 KV cache"})],
 )
 def test_a_shape_is_timed_in_what_the_engine_runs(machine: str, left_out: set[str]) -> None:
     assert set(arms_here(machine)) == set(ARMS) - left_out
@@ -83,7 +86,7 @@ def test_the_timed_checkpoint_has_the_shape_it_says(tmp_path: Path, monkeypatch:
     from quantize.scope import plan_scope
 
     # two layers stand for thirty: the same code with less to write
-    monkeypatch.setitem(speed_model.SHAPE, "num_hidden_layers", 2)
+    monkeypatch.setitem(speed_model.SHAPES["smollm2"], "num_hidden_layers", 2)
     speed_model.build(tmp_path / "m")
     scope = plan_scope(tmp_path / "m")
     assert scope.expected["layers.1.mlp.up_proj"] == (1536, 576)
@@ -194,6 +197,46 @@ def test_every_part_has_its_measure(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         report = json.loads((tmp_path / f"report-{part}.json").read_text())
         called += report[bench.PARTS.get(part, part)]
     assert set(called) == set(measures)
+
+
+@pytest.mark.parametrize(("machine", "own"), [("cpu-bf16", True), ("cpu-amx", False)])
+def test_where_the_stack_brings_kernels_vllm_s_own_are_timed_beside(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine: str, own: bool
+) -> None:
+    from quantize import bench_speed, speed_model
+    from serving import cpu_kernels
+
+    assert all(hasattr(cpu_kernels, name) for name in bench_speed.OURS)
+    asked = []
+
+    @contextmanager
+    def served(folder: Path, name: str, log: Path, settings: EngineSettings) -> Iterator[Served]:
+        asked.append((folder.name, settings.without))
+        yield Served("http://127.0.0.1:1/v1", name, 1, 1.0)
+
+    @contextmanager
+    def stack(folder: Path, log: Path) -> Iterator[str]:
+        asked.append((folder.name, ("stack",)))
+        yield "http://127.0.0.1:1/v1"
+
+    monkeypatch.setitem(speed_model.SHAPES["wide"], "num_hidden_layers", 1)
+    monkeypatch.setattr(bench_speed, "served", served)
+    monkeypatch.setattr(bench_speed, "stack", stack)
+    monkeypatch.setattr(bench_speed, "find_machine", lambda target: machine)
+    monkeypatch.setattr(bench_speed, "make", lambda *args: {"size": {"bytes": 1}, "seconds": {"total": 1.0}})
+    measured = {"batch": 1, "tokens_per_s": 10.0}
+    monkeypatch.setattr(bench_speed, "tokens_per_second", lambda *args, **more: measured)
+    found = bench_speed.speed(tmp_path, "wide", 1, [1], with_stack=True)
+    schemes = ["w8a8", "w4a16"]
+    wanted = [one for name in ["bf16", *schemes] for one in ((name, ()), (name, ("stack",)))]
+    assert asked == wanted + [(name, bench_speed.OURS) for name in schemes] * own
+    assert (1024, 4096) in {t.shape for t in read_headers(tmp_path / "speed-wide" / "bf16").values()}
+    names = {r["name"] for r in found["table"] if r["path"] == "vllm"}
+    assert names == {"bf16", *schemes, *(f"{name}{bench_speed.OWN}" for name in schemes if own)}
+    # what was measured is kept
+    del asked[:]
+    bench_speed.speed(tmp_path, "wide", 1, [1], with_stack=True)
+    assert asked == []
 
 
 def test_kernels_are_a_column_per_product(capsys: pytest.CaptureFixture[str]) -> None:

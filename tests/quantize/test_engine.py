@@ -56,7 +56,8 @@ def test_the_engine_runs_as_the_stack_runs_it(gpu: bool, compiler: str, monkeypa
     assert (executor in plain) is not gpu
     two = EngineSettings(arguments=("--tensor-parallel-size", "2"))
     assert executor not in " ".join(command(Path("/m"), "m", 1, two))
-    found = environment(EngineSettings(kv_gib=3))
+    found = environment(EngineSettings(kv_gib=3, without=("A", "B")))
+    assert found["VLLM_DISABLED_KERNELS"] == "A,B" and "VLLM_DISABLED_KERNELS" not in environment(EngineSettings())
     assert found["VLLM_CPU_KVCACHE_SPACE"] == "3" and str(ROOT) in found["PYTHONPATH"].split(":")
     assert (found.get("VLLM_USE_AOT_COMPILE") == "0") is not gpu
     assert ("--enforce-eager" in plain) is (found.get("TORCHDYNAMO_DISABLE") == "1") is (compiler != "sh")

@@ -29,6 +29,7 @@ def test_every_scheme_has_a_row_for_every_machine_and_gpu() -> None:
     ("flags", "machine"),
     [
         ({"avx512f", "avx512_vnni", "amx_tile"}, "cpu-amx"),
+        ({"avx512f", "avx512_vnni", "avx512_bf16"}, "cpu-bf16"),
         ({"avx512f", "avx512_vnni"}, "cpu-vnni"),
         ({"avx512f"}, "cpu-avx512"),
         ({"avx2"}, "cpu-other"),

@@ -1,0 +1,94 @@
+"""INT8 and INT4 products on an x86 CPU that has AVX-512 VNNI and bfloat16, and no AMX: AMD since Zen 4, for one.
+
+vLLM has kernels for both that need no AMX (its port of SGLang's), and takes them only where there is AMX: elsewhere
+INT8 goes to oneDNN, and INT4 is unpacked to 16 bits in a plain vector loop at a fifth of bfloat16's speed.  The
+classes here give such a CPU the kernels that an AMX machine gets.  `docs/quantize.md` says what that changes,
+`make bench-quantize ARGS="--part kernels"` times both.
+
+`VLLM_DISABLED_KERNELS=VnniInt8LinearKernel,VnniInt4LinearKernel` brings vLLM's own choice back, and
+`VLLM_CPU_INT4_W4A8=0` keeps INT4's activations in 16 bits, as with AMX.
+"""
+
+from __future__ import annotations
+
+import torch
+from vllm import envs
+from vllm.model_executor.kernels import linear
+from vllm.model_executor.kernels.linear.mixed_precision.cpu import CPUWNA16LinearKernel
+from vllm.model_executor.kernels.linear.mixed_precision.MPLinearKernel import MPLinearLayerConfig
+from vllm.model_executor.kernels.linear.scaled_mm.cpu import CPUInt8ScaledMMLinearKernel
+from vllm.model_executor.kernels.linear.scaled_mm.ScaledMMLinearKernel import Int8ScaledMMLinearLayerConfig
+from vllm.platforms import PlatformEnum
+
+TILE = 32
+"""Inputs and outputs of a layer are multiples of this: a block of the packed weight."""
+BLOCK = 128
+"""Inputs that share a scale are at most so many to the INT4 kernel; more are several blocks with the same scale."""
+
+
+def fits() -> bool:
+    """Return whether this CPU has what the kernels need, and is not one that vLLM gives them to by itself."""
+    cpu = torch.cpu
+    has = cpu._is_avx512_bf16_supported() and cpu._is_vnni_supported()
+    return bool(has and not cpu._is_amx_tile_supported() and hasattr(torch.ops._C, "int8_scaled_mm_with_quant"))
+
+
+class VnniInt8LinearKernel(CPUInt8ScaledMMLinearKernel):
+    """INT8 weights, a scale per output; activations rounded per token to INT8."""
+
+    @classmethod
+    def is_supported(cls, compute_capability: int | None = None) -> tuple[bool, str | None]:
+        """Return whether the machine runs it, and why not."""
+        return (True, None) if fits() else (False, "needs AVX-512 VNNI and bfloat16, and a CPU without AMX")
+
+    @classmethod
+    def can_implement(cls, c: Int8ScaledMMLinearLayerConfig) -> tuple[bool, str | None]:
+        """Return whether a layer's scheme is one that it computes, and why not."""
+        if c.is_static_input_scheme or not c.input_symmetric:
+            return False, "activations must be rounded symmetrically and per token"
+        return True, None
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        """Pack the weight; a layer whose sizes do not fit stays with oneDNN."""
+        outputs, inputs = getattr(layer, self.layer_param_names[0]).size()
+        if outputs % TILE or inputs % TILE:
+            super().process_weights_after_loading(layer)
+            return
+        self.linear_method = self._apply_weights_sgl
+        self.process_weights_for_sgl(layer)
+
+
+class VnniInt4LinearKernel(CPUWNA16LinearKernel):
+    """INT4 weights in groups, unpacked to INT8 beside the product; activations rounded per token to 8 bits."""
+
+    @classmethod
+    def can_implement(cls, c: MPLinearLayerConfig) -> tuple[bool, str | None]:
+        """Return whether the machine and the layer fit, and why not."""
+        if not fits():
+            return False, "needs AVX-512 VNNI and bfloat16, and a CPU without AMX"
+        if not envs.VLLM_CPU_INT4_W4A8:
+            return False, "VLLM_CPU_INT4_W4A8=0: activations stay in 16 bits"
+        if c.act_type != torch.bfloat16 or c.has_g_idx:
+            return False, "activations must be bfloat16, and groups in the order of the inputs"
+        inputs = c.partition_weight_shape[0]
+        group = c.group_size if c.group_size > 0 else inputs
+        if group % TILE or inputs % group or (group > BLOCK and group % BLOCK):
+            return False, f"groups of {group} of {inputs} inputs: must be multiples of {TILE}, above {BLOCK} of {BLOCK}"
+        return super().can_implement(c)
+
+    def _process_gptq_weights_w4a16(self, layer: torch.nn.Module) -> None:
+        if self.w_zp_name is None:  # the packing needs a name to keep its zero points under
+            super()._process_gptq_weights_w4a16(layer)
+            return
+        layer.use_w4a8 = True  # type: ignore[assignment]  # as vLLM keeps it
+        self._process_gptq_weights_w4a8(layer)
+
+
+def install() -> None:
+    """Put the kernels before vLLM's own for CPUs; once, however often it is called."""
+    int8 = linear._POSSIBLE_INT8_KERNELS[PlatformEnum.CPU]
+    if VnniInt8LinearKernel not in int8:
+        int8.insert(0, VnniInt8LinearKernel)
+    int4 = linear._POSSIBLE_KERNELS[PlatformEnum.CPU]
+    if VnniInt4LinearKernel not in int4:
+        int4.insert(0, VnniInt4LinearKernel)

@@ -1,0 +1,183 @@
+"""INT8 and INT4 on a CPU without AMX: who gets the kernels, and that a product is the product."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from vllm import envs
+from vllm.model_executor.kernels import linear
+from vllm.model_executor.kernels.linear.mixed_precision.cpu import CPUWNA16LinearKernel
+from vllm.model_executor.kernels.linear.mixed_precision.MPLinearKernel import MPLinearLayerConfig
+from vllm.model_executor.kernels.linear.scaled_mm.cpu import CPUInt8ScaledMMLinearKernel
+from vllm.model_executor.kernels.linear.scaled_mm.ScaledMMLinearKernel import Int8ScaledMMLinearLayerConfig
+from vllm.platforms import PlatformEnum, current_platform
+from vllm.scalar_type import scalar_types
+
+from serving import cpu_kernels
+from serving.cpu_kernels import VnniInt4LinearKernel, VnniInt8LinearKernel
+
+current_platform.import_kernels()
+here = pytest.mark.skipif(
+    not cpu_kernels.fits(), reason="this CPU has no AVX-512 VNNI and bfloat16, or has AMX: vLLM chooses by itself"
+)
+
+
+def int8_config(**changes: Any) -> Int8ScaledMMLinearLayerConfig:
+    settings = {"is_static_input_scheme": False, "is_channelwise": True, "input_symmetric": True}
+    return Int8ScaledMMLinearLayerConfig(**settings | changes)
+
+
+def int4_config(inputs: int, outputs: int, group: int, **changes: Any) -> MPLinearLayerConfig:
+    settings: dict[str, Any] = {
+        "full_weight_shape": (inputs, outputs),
+        "partition_weight_shape": (inputs, outputs),
+        "weight_type": scalar_types.uint4b8,
+        "act_type": torch.bfloat16,
+        "group_size": group,
+        "zero_points": False,
+        "has_g_idx": False,
+    }
+    return MPLinearLayerConfig(**settings | changes)
+
+
+@pytest.fixture
+def vllm_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin with vLLM's own lists, whatever this process installed before."""
+    for table in (linear._POSSIBLE_INT8_KERNELS, linear._POSSIBLE_KERNELS):
+        own = [k for k in table[PlatformEnum.CPU] if not k.__module__.startswith("serving.")]
+        monkeypatch.setitem(table, PlatformEnum.CPU, own)
+
+
+def fit(monkeypatch: pytest.MonkeyPatch, bf16: bool = True, vnni: bool = True, amx: bool = False) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+
+
+@pytest.mark.usefixtures("vllm_s_own")
+def test_they_come_before_vllm_s_own_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    int8, int4 = (t[PlatformEnum.CPU] for t in (linear._POSSIBLE_INT8_KERNELS, linear._POSSIBLE_KERNELS))
+    before = [list(int8), list(int4)]
+    cpu_kernels.install()
+    cpu_kernels.install()
+    assert [int8[1:], int4[1:]] == before
+    fit(monkeypatch)
+    assert linear.choose_mp_linear_kernel(int4_config(64, 64, 32)) is VnniInt4LinearKernel
+    assert isinstance(linear.init_int8_linear_kernel(True, False, True, "t"), VnniInt8LinearKernel)
+    monkeypatch.setenv("VLLM_DISABLED_KERNELS", "VnniInt8LinearKernel,VnniInt4LinearKernel")
+    assert linear.choose_mp_linear_kernel(int4_config(64, 64, 32)) is CPUWNA16LinearKernel
+    assert type(linear.init_int8_linear_kernel(True, False, True, "t")) is CPUInt8ScaledMMLinearKernel
+
+
+@pytest.mark.usefixtures("vllm_s_own")
+@pytest.mark.parametrize("lacks", [{"bf16": False}, {"vnni": False}, {"amx": True}])
+def test_another_cpu_keeps_vllm_s_own(monkeypatch: pytest.MonkeyPatch, lacks: dict[str, bool]) -> None:
+    cpu_kernels.install()
+    fit(monkeypatch, **lacks)
+    assert linear.choose_mp_linear_kernel(int4_config(64, 64, 32)) is CPUWNA16LinearKernel
+    assert type(linear.init_int8_linear_kernel(True, False, True, "t")) is CPUInt8ScaledMMLinearKernel
+
+
+@pytest.mark.parametrize(
+    ("inputs", "group", "changes", "why"),
+    [
+        (64, 16, {}, "groups of 16 of 64 inputs"),
+        (96, 64, {}, "groups of 64 of 96 inputs"),
+        (192, -1, {}, "groups of 192 of 192 inputs"),
+        (64, 32, {"act_type": torch.float16}, "must be bfloat16"),
+        (64, 32, {"has_g_idx": True}, "in the order of the inputs"),
+        (64, 32, {"weight_type": scalar_types.uint8b128}, "not supported"),
+    ],
+)
+def test_an_int4_layer_that_does_not_fit_is_left_to_vllm(
+    monkeypatch: pytest.MonkeyPatch, inputs: int, group: int, changes: dict[str, Any], why: str
+) -> None:
+    fit(monkeypatch)
+    able, told = VnniInt4LinearKernel.can_implement(int4_config(inputs, 64, group, **changes))
+    assert not able and why in str(told)
+    assert VnniInt4LinearKernel.can_implement(int4_config(64, 64, 32)) == (True, None)
+
+
+def test_int4_keeps_16_bit_activations_where_vllm_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit(monkeypatch)
+    monkeypatch.setattr(envs, "VLLM_CPU_INT4_W4A8", False, raising=False)
+    able, told = VnniInt4LinearKernel.can_implement(int4_config(64, 64, 32))
+    assert not able and "VLLM_CPU_INT4_W4A8=0" in str(told)
+
+
+@pytest.mark.parametrize("changes", [{"is_static_input_scheme": True}, {"input_symmetric": False}])
+def test_an_int8_layer_that_does_not_fit_is_left_to_vllm(changes: dict[str, bool]) -> None:
+    able, told = VnniInt8LinearKernel.can_implement(int8_config(**changes))
+    assert not able and "per token" in str(told)
+
+
+def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found.float() - wanted).norm() / wanted.norm())
+
+
+class Layer(torch.nn.Module):
+    """Parameters as compressed-tensors gives them to a kernel."""
+
+    def __init__(self, bias: torch.Tensor | None, **parameters: torch.Tensor) -> None:
+        super().__init__()
+        for name, values in parameters.items():
+            setattr(self, name, torch.nn.Parameter(values, requires_grad=False))
+        self.bias = None if bias is None else torch.nn.Parameter(bias.clone(), requires_grad=False)
+
+
+@here
+@pytest.mark.parametrize("rows", [1, 3, 4, 5, 40])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_an_int8_product(rows: int, with_bias: bool) -> None:
+    torch.manual_seed(rows)
+    inputs, outputs = 192, 96
+    weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
+    scale, x = torch.rand(outputs, 1) * 0.01 + 0.001, torch.randn(rows, inputs).bfloat16()
+    bias = torch.randn(outputs).bfloat16() if with_bias else None
+    layer = Layer(bias, weight=weight, weight_scale=scale)
+    layer.logical_widths = [outputs]
+    layer.input_scale = layer.input_zero_point = layer.azp_adj = None
+    names = ["weight", "weight_scale", "input_scale", "input_zero_point", "azp_adj"]
+    kernel = VnniInt8LinearKernel(int8_config(), names)
+    kernel.process_weights_after_loading(layer)
+    wanted = x.float() @ (weight.float() * scale).t() + (0 if bias is None else bias.float())
+    assert distance(kernel.apply_weights(layer, x, layer.bias), wanted) < 0.015
+    assert kernel.linear_method == kernel._apply_weights_sgl
+
+
+@here
+def test_an_int8_layer_of_odd_sizes_goes_to_onednn() -> None:
+    weight = torch.randint(-127, 128, (48, 40), dtype=torch.int8)
+    layer = Layer(None, weight=weight, weight_scale=torch.full((48, 1), 0.01))
+    layer.logical_widths = [48]
+    layer.input_scale = layer.input_zero_point = layer.azp_adj = None
+    names = ["weight", "weight_scale", "input_scale", "input_zero_point", "azp_adj"]
+    kernel = VnniInt8LinearKernel(int8_config(), names)
+    kernel.process_weights_after_loading(layer)
+    x = torch.randn(3, 40)
+    assert distance(kernel.apply_weights(layer, x), x @ (weight.float() * 0.01).t()) < 0.015
+
+
+@here
+@pytest.mark.parametrize(("inputs", "group"), [(192, 32), (192, 64), (256, 128), (512, 256), (256, -1)])
+@pytest.mark.parametrize(("rows", "with_bias"), [(1, False), (4, True), (5, False), (40, True)])
+def test_an_int4_product(inputs: int, group: int, rows: int, with_bias: bool) -> None:
+    torch.manual_seed(inputs + rows)
+    outputs, groups = 96, inputs // (group if group > 0 else inputs)
+    numbers = torch.randint(0, 16, (outputs, inputs))  # 8 stands for zero
+    scale, x = (torch.rand(outputs, groups) * 0.01 + 0.001).bfloat16(), torch.randn(rows, inputs).bfloat16()
+    bias = torch.randn(outputs).bfloat16() if with_bias else None
+    shifts = torch.arange(8) * 4
+    words = (numbers.view(outputs, inputs // 8, 8) << shifts).sum(-1)
+    layer = Layer(bias, weight_packed=(words - ((words >> 31) << 32)).to(torch.int32), weight_scale=scale.clone())
+    layer.weight_packed.input_dim, layer.weight_packed.packed_dim = 1, 1
+    layer.weight_scale.output_dim = 0
+    config = int4_config(inputs, outputs, group)
+    kernel = VnniInt4LinearKernel(config, "weight_packed", "weight_scale", "weight_zero_point", "weight_g_idx")
+    kernel.process_weights_after_loading(layer)
+    each = scale.float().repeat_interleave(inputs // groups, dim=1)
+    wanted = x.float() @ ((numbers - 8).float() * each).t() + (0 if bias is None else bias.float())
+    found = kernel.apply_weights(layer, x[None], layer.bias)
+    assert found.shape == (1, rows, outputs) and distance(found[0], wanted) < 0.015
