@@ -117,14 +117,19 @@ def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found.float() - wanted).norm() / wanted.norm())
 
 
-class Layer(torch.nn.Module):
-    """Parameters as compressed-tensors gives them to a kernel."""
-
-    def __init__(self, bias: torch.Tensor | None, **parameters: torch.Tensor) -> None:
-        super().__init__()
-        for name, values in parameters.items():
-            setattr(self, name, torch.nn.Parameter(values, requires_grad=False))
-        self.bias = None if bias is None else torch.nn.Parameter(bias.clone(), requires_grad=False)
+def layer(bias: torch.Tensor | None, **parameters: torch.Tensor) -> Any:
+    """Return a module with parameters and attributes as compressed-tensors gives them to a kernel."""
+    made: Any = torch.nn.Module()
+    for name, values in parameters.items():
+        setattr(made, name, torch.nn.Parameter(values, requires_grad=False))
+    made.bias = None if bias is None else torch.nn.Parameter(bias.clone(), requires_grad=False)
+    if "weight" in parameters:
+        made.logical_widths = [len(parameters["weight"])]
+        made.input_scale = made.input_zero_point = made.azp_adj = None
+    else:
+        made.weight_packed.input_dim = made.weight_packed.packed_dim = 1
+        made.weight_scale.output_dim = 0
+    return made
 
 
 @here
@@ -136,28 +141,24 @@ def test_an_int8_product(rows: int, with_bias: bool) -> None:
     weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
     scale, x = torch.rand(outputs, 1) * 0.01 + 0.001, torch.randn(rows, inputs).bfloat16()
     bias = torch.randn(outputs).bfloat16() if with_bias else None
-    layer = Layer(bias, weight=weight, weight_scale=scale)
-    layer.logical_widths = [outputs]
-    layer.input_scale = layer.input_zero_point = layer.azp_adj = None
+    made = layer(bias, weight=weight, weight_scale=scale)
     names = ["weight", "weight_scale", "input_scale", "input_zero_point", "azp_adj"]
     kernel = VnniInt8LinearKernel(int8_config(), names)
-    kernel.process_weights_after_loading(layer)
+    kernel.process_weights_after_loading(made)
     wanted = x.float() @ (weight.float() * scale).t() + (0 if bias is None else bias.float())
-    assert distance(kernel.apply_weights(layer, x, layer.bias), wanted) < 0.015
+    assert distance(kernel.apply_weights(made, x, made.bias), wanted) < 0.015
     assert kernel.linear_method == kernel._apply_weights_sgl
 
 
 @here
 def test_an_int8_layer_of_odd_sizes_goes_to_onednn() -> None:
     weight = torch.randint(-127, 128, (48, 40), dtype=torch.int8)
-    layer = Layer(None, weight=weight, weight_scale=torch.full((48, 1), 0.01))
-    layer.logical_widths = [48]
-    layer.input_scale = layer.input_zero_point = layer.azp_adj = None
+    made = layer(None, weight=weight, weight_scale=torch.full((48, 1), 0.01))
     names = ["weight", "weight_scale", "input_scale", "input_zero_point", "azp_adj"]
     kernel = VnniInt8LinearKernel(int8_config(), names)
-    kernel.process_weights_after_loading(layer)
+    kernel.process_weights_after_loading(made)
     x = torch.randn(3, 40)
-    assert distance(kernel.apply_weights(layer, x), x @ (weight.float() * 0.01).t()) < 0.015
+    assert distance(kernel.apply_weights(made, x), x @ (weight.float() * 0.01).t()) < 0.015
 
 
 @here
@@ -171,13 +172,12 @@ def test_an_int4_product(inputs: int, group: int, rows: int, with_bias: bool) ->
     bias = torch.randn(outputs).bfloat16() if with_bias else None
     shifts = torch.arange(8) * 4
     words = (numbers.view(outputs, inputs // 8, 8) << shifts).sum(-1)
-    layer = Layer(bias, weight_packed=(words - ((words >> 31) << 32)).to(torch.int32), weight_scale=scale.clone())
-    layer.weight_packed.input_dim, layer.weight_packed.packed_dim = 1, 1
-    layer.weight_scale.output_dim = 0
+    signed = (words - ((words >> 31) << 32)).to(torch.int32)
+    made = layer(bias, weight_packed=signed, weight_scale=scale.clone())
     config = int4_config(inputs, outputs, group)
     kernel = VnniInt4LinearKernel(config, "weight_packed", "weight_scale", "weight_zero_point", "weight_g_idx")
-    kernel.process_weights_after_loading(layer)
+    kernel.process_weights_after_loading(made)
     each = scale.float().repeat_interleave(inputs // groups, dim=1)
     wanted = x.float() @ ((numbers - 8).float() * each).t() + (0 if bias is None else bias.float())
-    found = kernel.apply_weights(layer, x[None], layer.bias)
+    found = kernel.apply_weights(made, x[None], made.bias)
     assert found.shape == (1, rows, outputs) and distance(found[0], wanted) < 0.015
