@@ -24,6 +24,34 @@ TILE = 32
 """Inputs and outputs of a layer are multiples of this: a block of the packed weight."""
 BLOCK = 128
 """Inputs that share a scale are at most so many to the INT4 kernel; more are several blocks with the same scale."""
+ROWS, IN_PARTS = 4, 16
+"""The INT4 kernel unpacks a weight in registers for `ROWS` rows at most, and writes it out for more: up to `IN_PARTS`
+rows several calls with `ROWS` are faster."""
+LARGE = 1 << 20
+"""Weights of a layer above which that is worth an operator of its own."""
+
+# an operator, because a compiled graph cannot choose by the number of rows
+_LIBRARY = torch.library.Library("fovea", "DEF")
+_LIBRARY.define("int4_linear(Tensor x, Tensor weight, Tensor zeros, Tensor scales, Tensor? bias) -> Tensor")
+
+
+def _int4_linear(
+    x: torch.Tensor, weight: torch.Tensor, zeros: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    product = torch.ops._C.int4_scaled_mm_cpu
+    if ROWS < x.size(0) <= IN_PARTS:
+        return torch.cat([product(rows, weight, zeros, scales, bias) for rows in x.split(ROWS)])
+    return product(x, weight, zeros, scales, bias)
+
+
+def _int4_shape(
+    x: torch.Tensor, weight: torch.Tensor, zeros: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    return x.new_empty((x.size(0), scales.size(0) * scales.size(-1)))
+
+
+_LIBRARY.impl("int4_linear", _int4_linear, "CPU")
+torch.library.register_fake("fovea::int4_linear", _int4_shape, lib=_LIBRARY)
 
 
 def fits() -> bool:
@@ -82,6 +110,15 @@ class VnniInt4LinearKernel(CPUWNA16LinearKernel):
             return
         layer.use_w4a8 = True  # type: ignore[assignment]  # as vLLM keeps it
         self._process_gptq_weights_w4a8(layer)
+
+    def apply_weights(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Return x (..., inputs) times the weight: (..., outputs)."""
+        inputs, outputs = self.config.partition_weight_shape
+        if not layer.use_w4a8 or inputs * outputs <= LARGE:
+            return super().apply_weights(layer, x, bias)
+        weight, scales, zeros, _ = self._get_weight_params(layer)
+        found = torch.ops.fovea.int4_linear(x.reshape(-1, inputs), weight, zeros, scales, bias)
+        return found.reshape((*x.shape[:-1], outputs))
 
 
 def install() -> None:

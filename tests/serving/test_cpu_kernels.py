@@ -161,23 +161,53 @@ def test_an_int8_layer_of_odd_sizes_goes_to_onednn() -> None:
     assert distance(kernel.apply_weights(made, x), x @ (weight.float() * 0.01).t()) < 0.015
 
 
+def int4_layer(
+    inputs: int, outputs: int, group: int, with_bias: bool = False
+) -> tuple[VnniInt4LinearKernel, Any, torch.Tensor, torch.Tensor]:
+    """Return a kernel, its layer, and the layer's weight (outputs, inputs) and bias multiplied out."""
+    groups = inputs // (group if group > 0 else inputs)
+    numbers = torch.randint(0, 16, (outputs, inputs))  # 8 stands for zero
+    scale = (torch.rand(outputs, groups) * 0.01 + 0.001).bfloat16()
+    bias = torch.randn(outputs).bfloat16() if with_bias else None
+    words = (numbers.view(outputs, inputs // 8, 8) << torch.arange(8) * 4).sum(-1)
+    signed = (words - ((words >> 31) << 32)).to(torch.int32)
+    made = layer(bias, weight_packed=signed, weight_scale=scale.clone())
+    names = ("weight_packed", "weight_scale", "weight_zero_point", "weight_g_idx")
+    kernel = VnniInt4LinearKernel(int4_config(inputs, outputs, group), *names)
+    kernel.process_weights_after_loading(made)
+    whole = (numbers - 8).float() * scale.float().repeat_interleave(inputs // groups, dim=1)
+    return kernel, made, whole, torch.zeros(outputs) if bias is None else bias.float()
+
+
 @here
 @pytest.mark.parametrize(("inputs", "group"), [(192, 32), (192, 64), (256, 128), (512, 256), (256, -1)])
 @pytest.mark.parametrize(("rows", "with_bias"), [(1, False), (4, True), (5, False), (40, True)])
 def test_an_int4_product(inputs: int, group: int, rows: int, with_bias: bool) -> None:
     torch.manual_seed(inputs + rows)
-    outputs, groups = 96, inputs // (group if group > 0 else inputs)
-    numbers = torch.randint(0, 16, (outputs, inputs))  # 8 stands for zero
-    scale, x = (torch.rand(outputs, groups) * 0.01 + 0.001).bfloat16(), torch.randn(rows, inputs).bfloat16()
-    bias = torch.randn(outputs).bfloat16() if with_bias else None
-    shifts = torch.arange(8) * 4
-    words = (numbers.view(outputs, inputs // 8, 8) << shifts).sum(-1)
-    signed = (words - ((words >> 31) << 32)).to(torch.int32)
-    made = layer(bias, weight_packed=signed, weight_scale=scale.clone())
-    config = int4_config(inputs, outputs, group)
-    kernel = VnniInt4LinearKernel(config, "weight_packed", "weight_scale", "weight_zero_point", "weight_g_idx")
-    kernel.process_weights_after_loading(made)
-    each = scale.float().repeat_interleave(inputs // groups, dim=1)
-    wanted = x.float() @ ((numbers - 8).float() * each).t() + (0 if bias is None else bias.float())
+    kernel, made, weight, bias = int4_layer(inputs, 96, group, with_bias)
+    x = torch.randn(rows, inputs).bfloat16()
     found = kernel.apply_weights(made, x[None], made.bias)
-    assert found.shape == (1, rows, outputs) and distance(found[0], wanted) < 0.015
+    assert found.shape == (1, rows, 96) and distance(found[0], x.float() @ weight.t() + bias) < 0.015
+
+
+@here
+def test_a_large_int4_layer_is_multiplied_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    kernel, made, weight, bias = int4_layer(1024, 1056, 128, with_bias=True)
+    assert weight.numel() > cpu_kernels.LARGE
+    for rows in (1, 4, 5, 8, 15, 16, 17, 40):
+        x = torch.randn(rows, 1024).bfloat16()
+        assert distance(kernel.apply_weights(made, x, made.bias), x.float() @ weight.t() + bias) < 0.015
+    values = (x, made.weight_packed, made.weight_zero_point, made.weight_scale, made.bias)
+    torch.library.opcheck(torch.ops.fovea.int4_linear.default, values)
+    asked: list[int] = []
+
+    def product(x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        asked.append(len(x))
+        return x
+
+    monkeypatch.setattr(torch.ops._C, "int4_scaled_mm_cpu", product)
+    for rows, parts in ((4, [4]), (5, [4, 1]), (16, [4, 4, 4, 4]), (17, [17])):
+        asked.clear()
+        assert cpu_kernels._int4_linear(torch.ones(rows, 2), *values[1:]).shape == (rows, 2)
+        assert asked == parts
