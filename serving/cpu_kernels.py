@@ -77,9 +77,12 @@ class VnniInt8LinearKernel(CPUInt8ScaledMMLinearKernel):
         return True, None
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        """Pack the weight; a layer whose sizes do not fit stays with oneDNN."""
+        """Pack the weight; oneDNN keeps a layer whose sizes do not fit, and every layer of a model not in bfloat16.
+
+        vLLM loads a model with its dtype as torch's default.
+        """
         outputs, inputs = getattr(layer, self.layer_param_names[0]).size()
-        if outputs % TILE or inputs % TILE:
+        if outputs % TILE or inputs % TILE or torch.get_default_dtype() != torch.bfloat16:
             super().process_weights_after_loading(layer)
             return
         self.linear_method = self._apply_weights_sgl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -113,6 +114,15 @@ def test_an_int8_layer_that_does_not_fit_is_left_to_vllm(changes: dict[str, bool
     assert not able and "per token" in str(told)
 
 
+@pytest.fixture
+def in_bfloat16() -> Iterator[None]:
+    """torch's default while vLLM loads a model in bfloat16."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    yield
+    torch.set_default_dtype(before)
+
+
 def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found.float() - wanted).norm() / wanted.norm())
 
@@ -135,30 +145,48 @@ def layer(bias: torch.Tensor | None, **parameters: torch.Tensor) -> Any:
 @here
 @pytest.mark.parametrize("rows", [1, 3, 4, 5, 40])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_an_int8_product(rows: int, with_bias: bool) -> None:
+def test_an_int8_product(in_bfloat16: None, rows: int, with_bias: bool) -> None:
     torch.manual_seed(rows)
     inputs, outputs = 192, 96
-    weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
-    scale, x = torch.rand(outputs, 1) * 0.01 + 0.001, torch.randn(rows, inputs).bfloat16()
-    bias = torch.randn(outputs).bfloat16() if with_bias else None
-    made = layer(bias, weight=weight, weight_scale=scale)
-    names = ["weight", "weight_scale", "input_scale", "input_zero_point", "azp_adj"]
-    kernel = VnniInt8LinearKernel(int8_config(), names)
-    kernel.process_weights_after_loading(made)
-    wanted = x.float() @ (weight.float() * scale).t() + (0 if bias is None else bias.float())
+    kernel, made, weight = int8_layer(inputs, outputs, torch.randn(outputs).bfloat16() if with_bias else None)
+    x = torch.randn(rows, inputs).bfloat16()
+    wanted = x.float() @ weight.t() + (made.bias.float() if with_bias else 0)
     assert distance(kernel.apply_weights(made, x, made.bias), wanted) < 0.015
     assert kernel.linear_method == kernel._apply_weights_sgl
 
 
-@here
-def test_an_int8_layer_of_odd_sizes_goes_to_onednn() -> None:
-    weight = torch.randint(-127, 128, (48, 40), dtype=torch.int8)
-    made = layer(None, weight=weight, weight_scale=torch.full((48, 1), 0.01))
+def int8_layer(
+    inputs: int, outputs: int, bias: torch.Tensor | None = None
+) -> tuple[VnniInt8LinearKernel, Any, torch.Tensor]:
+    """Return a kernel, its layer, and the layer's weight (outputs, inputs) multiplied out."""
+    numbers = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
+    scale = torch.rand(outputs, 1, dtype=torch.float32) * 0.01 + 0.001
+    made = layer(bias, weight=numbers, weight_scale=scale)
     names = ["weight", "weight_scale", "input_scale", "input_zero_point", "azp_adj"]
     kernel = VnniInt8LinearKernel(int8_config(), names)
     kernel.process_weights_after_loading(made)
+    return kernel, made, numbers.float() * scale
+
+
+@here
+@pytest.mark.usefixtures("in_bfloat16")
+def test_an_int8_layer_of_odd_sizes_goes_to_onednn() -> None:
+    kernel, made, weight = int8_layer(40, 48)
     x = torch.randn(3, 40)
-    assert distance(kernel.apply_weights(made, x), x @ (weight.float() * 0.01).t()) < 0.015
+    assert distance(kernel.apply_weights(made, x), x.float() @ weight.t()) < 0.015
+    assert kernel.linear_method == kernel._apply_weights_onednn
+
+
+@here
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_model_that_is_not_in_bfloat16_goes_to_onednn(in_bfloat16: None, dtype: torch.dtype) -> None:
+    """With float16 the packed kernel ends the process."""
+    torch.set_default_dtype(dtype)
+    kernel, made, weight = int8_layer(192, 96)
+    assert kernel.linear_method == kernel._apply_weights_onednn
+    if dtype == torch.float32:  # oneDNN has no float16 here, as in vLLM
+        x = torch.randn(3, 192)
+        assert distance(kernel.apply_weights(made, x), x @ weight.t()) < 0.015
 
 
 def int4_layer(
