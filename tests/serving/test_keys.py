@@ -81,7 +81,7 @@ async def test_the_secret_is_not_in_the_store(location: str, request: pytest.Fix
         file = Path(location)
         held = b"".join(path.read_bytes() for path in file.parent.iterdir())
         assert stat.S_IMODE(file.stat().st_mode) == 0o600  # noqa: ASYNC240
-    assert key.id.encode() in held and text.rsplit("_", 1)[1].encode() not in held and text.encode() not in held
+    assert key.id.encode() in held and text.split("_", 2)[2].encode() not in held and text.encode() not in held
 
 
 async def test_many_at_once_lose_nothing(location: str) -> None:
