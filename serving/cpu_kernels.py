@@ -88,6 +88,11 @@ class VnniInt8LinearKernel(CPUInt8ScaledMMLinearKernel):
         self.linear_method = self._apply_weights_sgl
         self.process_weights_for_sgl(layer)
 
+    def apply_weights(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Return x (..., inputs) times the weight: (..., outputs).  The packed kernel takes rows; towers give more."""
+        found = self.linear_method(layer, x.reshape(-1, x.size(-1)), bias)
+        return found.reshape((*x.shape[:-1], found.size(-1)))
+
 
 class VnniInt4LinearKernel(CPUWNA16LinearKernel):
     """INT4 weights in groups, unpacked to INT8 beside the product; activations rounded per token to 8 bits."""

@@ -151,7 +151,10 @@ def test_an_int8_product(in_bfloat16: None, rows: int, with_bias: bool) -> None:
     kernel, made, weight = int8_layer(inputs, outputs, torch.randn(outputs).bfloat16() if with_bias else None)
     x = torch.randn(rows, inputs).bfloat16()
     wanted = x.float() @ weight.t() + (made.bias.float() if with_bias else 0)
-    assert distance(kernel.apply_weights(made, x, made.bias), wanted) < 0.015
+    found = kernel.apply_weights(made, x, made.bias)
+    assert found.shape == (rows, outputs) and distance(found, wanted) < 0.015
+    # as a vision tower gives it: pictures, patches, inputs
+    assert torch.equal(kernel.apply_weights(made, x[None].expand(2, -1, -1), made.bias)[1], found)
     assert kernel.linear_method == kernel._apply_weights_sgl
 
 
